@@ -1,0 +1,90 @@
+"""Shared fixtures: a private cache, small image sources in the official layout, and `require`."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from caml_core.data.dataset import GroupDataset
+from caml_core.data.sources import SOURCES
+
+REAL_DATA = os.environ.get("CAML_DATA")
+
+
+def require(condition: object, reason: str) -> None:
+    """Skip the test when something it needs is missing; fail instead where CAML_STRICT=1 promises that it is there."""
+    if condition:
+        return
+    if os.environ.get("CAML_STRICT") == "1":
+        pytest.fail(f"CAML_STRICT=1, but {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Tests never read or fill the user's cache; they share one of their own for the session."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CAML_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for one test."""
+    monkeypatch.setenv("CAML_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def write_source(root: Path, name: str, per_class: dict[str, int], seed: int = 0) -> None:
+    """Write small parquet files of one image source, laid out as on the Hub: each image a noisy stripe per class."""
+    source = SOURCES[name]
+    rng = np.random.default_rng(seed)
+    for split, count in per_class.items():
+        encoded, labels = [], rng.permutation(np.repeat(np.arange(10), count))
+        for label in labels:
+            pixels = rng.integers(0, 60, source.shape, dtype=np.uint8)
+            pixels[2 * label : 2 * label + 4] += 150
+            stream = io.BytesIO()
+            Image.fromarray(pixels).save(stream, "PNG")
+            encoded.append({"bytes": stream.getvalue(), "path": None})
+        table = pa.table(
+            {
+                source.column: pa.array(encoded, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+                "label": pa.array(labels, pa.int64()),
+            }
+        )
+        file = root / source.repository / source.folder / f"{split}-00000-of-00001.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, file)
+
+
+@pytest.fixture
+def small_sources(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """CAML_DATA with small MNIST, Fashion-MNIST and CIFAR-10 look-alikes; the Hub is out of reach."""
+    root = tmp_path / "data"
+    for name in SOURCES:
+        write_source(root, name, {"train": 60, "test": 30})
+    monkeypatch.setenv("CAML_DATA", str(root))
+    monkeypatch.setattr("caml_core.data.sources.hub_is_reachable", lambda: False)
+    return root
+
+
+def toy_split(n: int = 64, seed: int = 0, rho: float = 0.75, size: int = 16) -> GroupDataset:
+    """Images whose top half says a and whose bottom half says y, with noise: learnable in a few steps."""
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % 2
+    a = torch.where(torch.rand(n, generator=g) < rho, y, 1 - y)
+    x = torch.randint(0, 100, (n, 3, size, size), generator=g)
+    x[:, :, : size // 2] += 120 * a[:, None, None, None]
+    x[:, :, size // 2 :] += 120 * y[:, None, None, None]
+    return GroupDataset(x.to(torch.uint8), y, a, class_names=("dark", "bright"), attribute_names=("low", "high"))
