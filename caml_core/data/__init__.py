@@ -1,0 +1,42 @@
+"""Datasets with a spurious attribute: `load(name, ...) -> train, val, test`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from caml_core.errors import CamlError
+
+if TYPE_CHECKING:
+    from caml_core.data.dataset import GroupDataset
+
+DATASETS = ("birdscapes", "dominoes", "spuco_mnist")
+
+
+def load(name: str, **options: Any) -> tuple[GroupDataset, GroupDataset, GroupDataset]:
+    """Load a dataset by name: the training, validation and test splits.
+
+    Args:
+        name: one of `DATASETS`.
+        options: keyword arguments of that dataset's own `load` (all take `rho` and `seed`).
+
+    Raises:
+        CamlError: unknown name or option, or whatever the dataset finds wrong.
+    """
+    if name not in DATASETS:
+        raise CamlError(
+            what=f"unknown dataset {name!r}",
+            expected="one of " + ", ".join(DATASETS),
+            remedy="check the spelling, or bring your own data as a GroupDataset",
+        )
+    loader = importlib.import_module(f"caml_core.data.{name}").load
+    known = inspect.signature(loader).parameters
+    if unknown := sorted(set(options) - set(known)):
+        raise CamlError(
+            what=f"dataset {name!r} has no option {', '.join(unknown)}",
+            expected="one of " + ", ".join(known),
+            remedy="check the spelling of the option",
+        )
+    train, val, test = loader(**options)
+    return train, val, test

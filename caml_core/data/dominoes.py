@@ -1,0 +1,174 @@
+"""Dominoes: one image over another. The bottom half is the label y, the top half the spurious attribute a.
+
+Shah et al., "The Pitfalls of Simplicity Bias in Neural Networks", arXiv 2006.07710. Two protocols are kept by name:
+
+- `"hsfm"`: two classes, MNIST 0/1 over CIFAR-10 automobile/truck, rho 0.9, exact group counts;
+- `"caml"`: ten classes, digit k over CIFAR class k, 4,400 training and 100 validation images a class, a test set of
+  2,000 drawn from 800 a class, rho set by shuffling the halves of a share 1 - rho of the training pairs.
+
+Validation and test sets carry no correlation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from caml_core.data.dataset import GroupDataset, assign_attributes, check_rho
+from caml_core.data.sources import SOURCES, Images, images
+from caml_core.errors import CamlError
+
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "hsfm": {
+        "classes": (1, 9),
+        "rho": 0.9,
+        "n_train": 8000,
+        "n_val": 2000,
+        "n_test": 2000,
+        "pairing": "exact",
+    },
+    "caml": {
+        "classes": tuple(range(10)),
+        "rho": 0.95,
+        "n_train": 44000,
+        "n_val": 1000,
+        "n_test": 2000,
+        "pairing": "shuffle",
+    },
+}
+TEST_POOL_PER_CLASS = 800  # the "caml" protocol draws its test set from so many images of each class
+
+
+def load(
+    *,
+    protocol: str = "hsfm",
+    top: str = "mnist",
+    bottom: str = "cifar10",
+    classes: Sequence[int] | None = None,
+    top_classes: Sequence[int] | None = None,
+    rho: float | None = None,
+    n_train: int | None = None,
+    n_val: int | None = None,
+    n_test: int | None = None,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+) -> tuple[GroupDataset, GroupDataset, GroupDataset]:
+    """Build Dominoes: x uint8 (N, 3, 64, 32), y from the bottom, a from the top.
+
+    Args:
+        protocol: "hsfm" or "caml"; every other argument left out takes its value from there.
+        top, bottom: names in `caml_core.data.sources.SOURCES`.
+        classes: classes of the bottom source that become labels 0, 1, ...
+        top_classes: the top source's classes that go with them (default 0, 1, ...).
+        rho: share of majority examples in training, in [0.5, 1].
+        n_train, n_val, n_test: sizes of the splits (rounded down to a multiple of the number of classes).
+        seed: fixes every draw. Bottom images are used once; top images are used again when a class runs out.
+
+    Raises:
+        CamlError: see `caml_core.data.sources.images`; class lists that do not fit; too few images.
+    """
+    if protocol not in PROTOCOLS:
+        raise CamlError(
+            what=f"unknown Dominoes protocol {protocol!r}",
+            expected="one of " + ", ".join(PROTOCOLS),
+            remedy="check the spelling",
+        )
+    chosen = PROTOCOLS[protocol]
+    classes = tuple(chosen["classes"] if classes is None else classes)
+    top_classes = tuple(range(len(classes)) if top_classes is None else top_classes)
+    rho = check_rho(chosen["rho"] if rho is None else rho)
+    sizes = [chosen[key] if n is None else n for key, n in (("n_train", n_train), ("n_val", n_val), ("n_test", n_test))]
+    _check_classes(bottom, classes, top, top_classes)
+
+    rng = np.random.default_rng([seed, 0x0D0])
+    n_classes = len(classes)
+    per_class = [size // n_classes for size in sizes]
+    bottoms, tops = ({s: images(name, s, data_dir) for s in ("train", "test")} for name in (bottom, top))
+    # Rows of each class, shuffled once; training and validation share no image, top or bottom.
+    bottom_train = _pools(bottoms["train"], classes, rng)
+    bottom_test = _pools(bottoms["test"], classes, rng)
+    if protocol == "caml":
+        bottom_test = [pool[:TEST_POOL_PER_CLASS] for pool in bottom_test]
+    top_train = _pools(tops["train"], top_classes, rng)
+    top_test = _pools(tops["test"], top_classes, rng)
+    cuts = [round(len(pool) * per_class[1] / max(1, sum(per_class[:2]))) for pool in top_train]
+    plan = (
+        (
+            *("train", per_class[0], rho, chosen["pairing"]),
+            *([p[per_class[1] :] for p in bottom_train], [p[c:] for p, c in zip(top_train, cuts)]),
+        ),
+        (
+            *("train", per_class[1], 1 / n_classes, "exact"),
+            *(bottom_train, [p[:c] for p, c in zip(top_train, cuts)]),
+        ),
+        ("test", per_class[2], 1 / n_classes, "exact", bottom_test, top_test),
+    )
+    splits = []
+    for split, count, share, pairing, bottom_pools, top_pools in plan:
+        short = [SOURCES[bottom].classes[c] for c, pool in zip(classes, bottom_pools) if len(pool) < count]
+        if short:
+            raise CamlError(
+                what=f"{bottom} has too few images of {', '.join(short)} for {count} in one split",
+                expected=f"at least {count} left of each class",
+                remedy="ask for fewer with n_train, n_val or n_test",
+            )
+        y = np.repeat(np.arange(n_classes), count)
+        a = assign_attributes(y, n_classes, share, rng, pairing)
+        rows_bottom = np.concatenate([pool[:count] for pool in bottom_pools])
+        rows_top = np.empty_like(rows_bottom)
+        for k, pool in enumerate(top_pools):
+            rows_top[a == k] = np.resize(pool, int((a == k).sum()))
+        order = rng.permutation(len(y))
+        x = np.concatenate(
+            [
+                _square(tops[split].pixels[rows_top[order]]),
+                _square(bottoms[split].pixels[rows_bottom[order]]),
+            ],
+            axis=2,
+        )
+        splits.append(
+            GroupDataset(
+                torch.from_numpy(x),
+                torch.from_numpy(y[order]),
+                torch.from_numpy(a[order]),
+                class_names=[SOURCES[bottom].classes[c] for c in classes],
+                attribute_names=[SOURCES[top].classes[c] for c in top_classes],
+                source=f"{bottom} from {bottoms[split].origin}; {top} from {tops[split].origin}",
+            )
+        )
+    train, val, test = splits
+    return train, val, test
+
+
+def _check_classes(bottom: str, classes: tuple[int, ...], top: str, top_classes: tuple[int, ...]) -> None:
+    if len(classes) != len(top_classes):
+        raise CamlError(
+            what=f"{len(classes)} classes but {len(top_classes)} top_classes",
+            expected="lists of one length: bottom class k goes with top class k",
+            remedy="give as many top_classes as classes",
+        )
+    for name, chosen in ((bottom, classes), (top, top_classes)):
+        known = len(SOURCES[name].classes) if name in SOURCES else 0
+        if name not in SOURCES or len(set(chosen)) < max(2, len(chosen)) or not all(0 <= c < known for c in chosen):
+            raise CamlError(
+                what=f"classes {list(chosen)} of {name!r}",
+                expected=f"two or more different classes in 0..9 of one of {', '.join(SOURCES)}",
+                remedy="choose for example classes=(1, 9), top_classes=(0, 1)",
+            )
+
+
+def _pools(source: Images, classes: Sequence[int], rng: np.random.Generator) -> list[np.ndarray]:
+    """Rows of each class in a random order."""
+    return [rng.permutation(np.flatnonzero(source.labels == c)) for c in classes]
+
+
+def _square(pixels: np.ndarray) -> np.ndarray:
+    """(N, H, W) or (N, H, W, 3) to (N, 3, 32, 32): pad 28 to 32, repeat gray to RGB."""
+    if pixels.ndim == 3:
+        pad = (32 - pixels.shape[1]) // 2
+        pixels = np.pad(pixels, ((0, 0), (pad, pad), (pad, pad)))[..., None].repeat(3, axis=-1)
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
