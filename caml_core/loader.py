@@ -1,0 +1,87 @@
+"""From a split to batches on the device, in an order that a seed fixes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from caml_core.data.dataset import Example, GroupDataset
+from caml_core.errors import CamlError
+
+Balance = Literal["class", "group"] | None
+Augment = Callable[[Tensor, torch.Generator], Tensor]  # uint8 (B, 3, H, W) -> the same
+
+
+def batches(
+    dataset: GroupDataset,
+    batch_size: int,
+    *,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+    balance: Balance = None,
+    augment: Augment | None = None,
+) -> Iterator[Example]:
+    """Yield batches `Example(x, y, a, index)` on `device`; one pass over the split.
+
+    Args:
+        batch_size: B; the last batch may be smaller.
+        generator: shuffles (and augments); without one the order is the split's own.
+        balance: draw with replacement so that classes (or groups) are equally likely; needs a generator.
+        augment: applied to each batch of images.
+    """
+    order = sample_order(dataset, generator, balance)
+    # A sampler of index tensors with batch_size=None makes each batch by one slice instead of B small copies.
+    loader = DataLoader(
+        dataset,
+        sampler=order.split(batch_size),  # type: ignore[arg-type]
+        batch_size=None,
+        pin_memory=device.type == "cuda",
+    )
+    for batch in loader:
+        if augment is not None and generator is not None:
+            batch = batch._replace(x=augment(batch.x, generator))
+        yield Example(*(column.to(device, non_blocking=True) for column in batch))
+
+
+def sample_order(dataset: GroupDataset, generator: torch.Generator | None, balance: Balance = None) -> Tensor:
+    """Rows to visit in one epoch, int64 (N,).
+
+    Raises:
+        CamlError: class balance is asked for and a class is missing.
+    """
+    n = len(dataset)
+    if generator is None:
+        return torch.arange(n)
+    if balance is None:
+        return torch.randperm(n, generator=generator)
+    label = {"class": dataset.y, "group": dataset.group}[balance]
+    counts = torch.bincount(label, minlength=len(dataset.class_names) if balance == "class" else 0)
+    if balance == "class" and (counts == 0).any():
+        missing = [name for name, count in zip(dataset.class_names, counts) if count == 0]
+        raise CamlError(
+            what=f"no example of class {', '.join(missing)} to balance with",
+            expected="at least one example of each class",
+            remedy="label some of that class first, or use balance=None",
+        )
+    return torch.multinomial(1.0 / counts[label].double(), n, replacement=True, generator=generator)
+
+
+def random_flip(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror each image of a batch (B, 3, H, W) with probability one half. Not for digits."""
+    flip = torch.rand(len(x), generator=generator) < 0.5
+    return torch.where(flip[:, None, None, None], x.flip(-1), x)
+
+
+def random_shift(x: Tensor, generator: torch.Generator, pixels: int = 3) -> Tensor:
+    """Move each image of a batch (B, 3, H, W) by up to `pixels` either way, repeating the border."""
+    b, _, h, w = x.shape
+    dy = torch.randint(-pixels, pixels + 1, (b, 1), generator=generator)
+    dx = torch.randint(-pixels, pixels + 1, (b, 1), generator=generator)
+    rows = (torch.arange(h) + dy).clamp(0, h - 1)  # (B, H)
+    cols = (torch.arange(w) + dx).clamp(0, w - 1)  # (B, W)
+    batch = torch.arange(b)[:, None, None]
+    return x.permute(0, 2, 3, 1)[batch, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)

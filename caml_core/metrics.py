@@ -1,0 +1,140 @@
+"""Group accuracies, and which epoch they choose.
+
+All accuracies are in percent. Half of "I can't get your numbers" is a definition, so every one is named:
+
+- `average`: accuracy over the examples of the split, as they are;
+- `adjusted`: group accuracies weighted by the *training* group proportions (the average that Waterbirds tables use);
+- `worst_group`: the lowest accuracy of any group that has examples (WGA);
+- `minority`, `majority`: accuracy pooled over all minority (majority) examples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caml_core.data.dataset import GroupDataset
+from caml_core.errors import CamlError
+
+SELECTION_RULES = ("average", "worst_group", "minority", "last")
+BOOTSTRAP_DRAWS = 2000
+
+
+def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's 95% interval of a proportion, in percent; (nan, nan) for n = 0. Wilson (1927)."""
+    if n == 0:
+        return math.nan, math.nan
+    p = correct / n
+    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = (100 * (centre + side * spread) / (1 + z * z / n) for side in (-1, 1))
+    return max(0.0, low), min(100.0, high)
+
+
+def group_metrics(logits: Tensor, split: GroupDataset, train_counts: Tensor | None = None) -> dict[str, Any]:
+    """Accuracies of one split, as plain numbers that go into a record.
+
+    Args:
+        logits: float (N, C), in the order of `split`.
+        split: the examples they belong to.
+        train_counts: int64 (n_groups,), training group sizes, for `adjusted`; without them it is left out.
+
+    Returns:
+        For `average`, `adjusted`, `worst_group`, `minority`, `majority`: `value`, `low`, `high` (95%: Wilson for
+        proportions, bootstrap within groups for the other two); `groups`: a list with `name`, `n`, `correct`,
+        `value`, `low`, `high`; `empty_groups`: names of groups without examples (their value is None).
+
+    Raises:
+        CamlError: shapes do not fit, or logits are not finite.
+    """
+    if logits.shape != (len(split), len(split.class_names)):
+        raise CamlError(
+            what=f"logits of shape {tuple(logits.shape)}",
+            expected=f"({len(split)}, {len(split.class_names)}): examples by classes",
+            remedy="compute them on this split with predict(network, split)",
+        )
+    if not torch.isfinite(logits).all():
+        raise CamlError(
+            what="logits contain NaN or infinity",
+            expected="finite numbers",
+            remedy="training has diverged: lower the learning rate",
+        )
+    right = logits.argmax(dim=1) == split.y
+    n = split.group_counts.numpy()
+    correct = torch.bincount(split.group, weights=right.double(), minlength=split.n_groups).numpy().astype(int)
+    filled = n > 0
+    accuracy = 100 * correct[filled] / n[filled]
+    # Resampling a group's examples is drawing its number of right ones from a binomial.
+    draws = np.random.default_rng(0).binomial(n[filled], correct[filled] / n[filled], (BOOTSTRAP_DRAWS, filled.sum()))
+    resampled = 100 * draws / n[filled]
+
+    worst = int(accuracy.argmin())
+    metrics: dict[str, Any] = {
+        "average": _proportion(int(correct.sum()), int(n.sum())),
+        "worst_group": {
+            "value": float(accuracy[worst]),
+            **_percentiles(resampled.min(axis=1)),
+            "name": split.group_names[int(np.flatnonzero(filled)[worst])],
+        },
+    }
+    if train_counts is not None:
+        weights = train_counts.numpy()[filled].astype(float)
+        weights /= weights.sum()
+        metrics["adjusted"] = {"value": float(accuracy @ weights), **_percentiles(resampled @ weights)}
+    for name, rows in (("minority", split.is_minority), ("majority", ~split.is_minority)):
+        metrics[name] = _proportion(int(right[rows].sum()), int(rows.sum()))
+    metrics["groups"] = [
+        {"name": name, **_proportion(int(c), int(m))} for name, c, m in zip(split.group_names, correct, n)
+    ]
+    metrics["empty_groups"] = [name for name, m in zip(split.group_names, n) if m == 0]
+    return metrics
+
+
+def _proportion(correct: int, n: int) -> dict[str, Any]:
+    if n == 0:
+        return {"value": None, "low": None, "high": None, "n": 0, "correct": 0}
+    low, high = wilson(correct, n)
+    return {"value": 100 * correct / n, "low": low, "high": high, "n": n, "correct": correct}
+
+
+def _percentiles(values: np.ndarray) -> dict[str, float]:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return {"low": float(low), "high": float(high)}
+
+
+def select_epoch(history: Sequence[dict[str, Any]], rule: str, chance: float) -> tuple[int, str]:
+    """Choose an epoch by its validation metrics; return its number in `history` and the rule in words.
+
+    With two classes a coin has 50% minority and worst-group accuracy, more than a network that leans on a shortcut,
+    so only epochs that clearly beat chance on average (lower end of the 95% interval above `chance`) compete; when
+    there is none, the best average is taken. Ties go to the earlier epoch.
+
+    Args:
+        history: one dict an epoch, with the validation metrics of `group_metrics` under "val".
+        rule: one of `SELECTION_RULES`.
+        chance: average accuracy of the best constant answer, percent.
+    """
+    if rule not in SELECTION_RULES:
+        raise CamlError(
+            what=f"unknown selection rule {rule!r}",
+            expected="one of " + ", ".join(SELECTION_RULES),
+            remedy="check the spelling",
+        )
+    if rule == "last":
+        return len(history) - 1, "last epoch"
+    able = [i for i, epoch in enumerate(history) if epoch["val"]["average"]["low"] > chance]
+    if not able:
+        able, rule = list(range(len(history))), "average"
+        words = "best validation average (no epoch clearly beats chance)"
+    else:
+        words = f"best validation {rule} among epochs whose average clearly beats chance ({chance:.1f}%)"
+    return max(able, key=lambda i: (_value(history[i]["val"], rule), -i)), words
+
+
+def _value(metrics: dict[str, Any], rule: str) -> float:
+    value = metrics[rule]["value"]
+    return -1.0 if value is None else value
