@@ -54,9 +54,7 @@ def test_two_processes_draw_the_same_bytes() -> None:
             for k in range(6):
                 digest.update(draw(bird, background, k, seed=3)[0].tobytes())
     environment = os.environ | {"PYTHONPATH": str(Path(birdscapes.__file__).parents[2])}
-    other = subprocess.run(
-        [sys.executable, "-c", DIGEST], env=environment, capture_output=True, text=True, check=True
-    )
+    other = subprocess.run([sys.executable, "-c", DIGEST], env=environment, capture_output=True, text=True, check=True)
     assert other.stdout.strip() == digest.hexdigest()
 
 
@@ -218,9 +216,7 @@ def test_broken_and_foreign_blocks_are_drawn_again(cache: Path, monkeypatch: pyt
 
 
 def test_captions_name_what_is_asked_for() -> None:
-    orange = FULL._replace(
-        colour=list(birdscapes.COLOURS).index("orange"), bird=0, background=0, size=1, facing=1
-    )
+    orange = FULL._replace(colour=list(birdscapes.COLOURS).index("orange"), bird=0, background=0, size=1, facing=1)
     assert caption(FULL) == "a small red waterbird facing left on water"
     assert caption(FULL, include=("colour",)) == "a red waterbird on water"
     assert caption(FULL, include=()) == "a waterbird on water"
@@ -238,9 +234,7 @@ def test_bad_options_are_refused(options: dict[str, Any]) -> None:
         load(**{**TINY, **options})
 
 
-@pytest.mark.parametrize(
-    "options", [{"bird": 2}, {"background": -1}, {"k": -1}, {"split": "dev"}, {"size": 8}]
-)
+@pytest.mark.parametrize("options", [{"bird": 2}, {"background": -1}, {"k": -1}, {"split": "dev"}, {"size": 8}])
 def test_bad_scenes_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(CamlError):
         draw(**{"bird": 0, "background": 0, "k": 0, **options})
