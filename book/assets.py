@@ -1,0 +1,141 @@
+"""Browser libraries of the book, assembled at build time so that its pages need no network.
+
+plotly comes from the installed Python package, the rest from npm packages whose version and sha512 stand
+in ``assets.lock.json``. Nothing of it is committed. Without npm, or when it reaches no registry, the build
+goes on with links to public copies; a file with the wrong checksum stops it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plotly.offline import get_plotlyjs
+
+from caml_core.errors import CamlError
+
+LOCK = Path(__file__).with_name("assets.lock.json")
+
+# Runs in the head of each page, before the libraries: says where they are, relative to itself.
+_VENDOR_JS = """\
+(function () {
+  var vendor = new URL(".", document.currentScript.src).href;
+  window.BOOK_PLOTLY_URL = vendor + "plotly.min.js";
+  window.requirejs = { baseUrl: vendor };
+})();
+"""
+
+
+@dataclass(frozen=True)
+class Assets:
+    """A folder to lay over the built pages, and whether it holds everything they need."""
+
+    site: Path
+    offline: bool
+
+    def sphinx_config(self) -> dict[str, Any]:
+        """The Sphinx settings that make pages use these files."""
+        config: dict[str, Any] = {
+            "html_extra_path": [str(self.site)],
+            "html_js_files": [["vendor/vendor.js", {"priority": 100}]],
+        }
+        if self.offline:
+            config["mathjax_path"] = "vendor/tex-svg-full.js"
+            config["nb_ipywidgets_js"] = {"vendor/require.js": {}, "vendor/embed-amd.js": {}}
+        return config
+
+
+def assemble(folder: Path, lock: Path = LOCK) -> Assets:
+    """Fill ``folder/site``; downloaded packages stay in ``folder/packages`` and are checked each time."""
+    tarballs: dict[Path, dict[str, str]] = {}
+    reason = ""
+    for package in json.loads(lock.read_text("utf-8")):
+        tarball = folder / "packages" / f"{package['name'].replace('/', '-').lstrip('@')}-{package['version']}.tgz"
+        if not tarball.exists():
+            reason = _download(f"{package['name']}@{package['version']}", tarball)
+        if reason:
+            break
+        verify(tarball, package["integrity"])
+        tarballs[tarball] = package["files"]
+    if reason:
+        print(f"assets: {reason}; math and widgets of the pages will load from public copies (CDN)")
+        tarballs = {}
+
+    site = folder / "site"
+    shutil.rmtree(site, ignore_errors=True)
+    vendor = site / "_static" / "vendor"
+    vendor.mkdir(parents=True)
+    (vendor / "vendor.js").write_text(_VENDOR_JS, "utf-8")
+    (vendor / "plotly.min.js").write_text(get_plotlyjs(), "utf-8")
+    for tarball, files in tarballs.items():
+        extract(tarball, files, site)
+    return Assets(site.resolve(), offline=not reason)
+
+
+def verify(file: Path, integrity: str) -> None:
+    """Compare a file with its ``sha512-<base64>`` of the lock."""
+    found = "sha512-" + base64.b64encode(hashlib.sha512(file.read_bytes()).digest()).decode()
+    if found != integrity:
+        raise CamlError(
+            what=f"{file} has the wrong checksum: {found}",
+            expected=integrity,
+            remedy="delete the file and build again; if that does not help, compare assets.lock.json with "
+            "the published package before trusting either",
+        )
+
+
+def extract(tarball: Path, files: dict[str, str], site: Path) -> None:
+    """Write the named members of a package, and nothing else of it, to their places below ``site``."""
+    with tarfile.open(tarball) as archive:
+        for target, member in files.items():
+            path = site / target
+            if not path.resolve().is_relative_to(site.resolve()):
+                raise CamlError(
+                    what=f"{target!r} lies outside the book",
+                    expected="a path below the book's root",
+                    remedy="correct assets.lock.json",
+                )
+            try:
+                source = archive.extractfile(member)
+            except KeyError:
+                source = None
+            if source is None:
+                raise CamlError(
+                    what=f"{tarball.name} holds no file {member!r}",
+                    expected="every file that assets.lock.json names",
+                    remedy="correct the path in assets.lock.json",
+                )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(source.read())
+
+
+def _download(package: str, tarball: Path) -> str:
+    """Fetch one package with npm; returns why that could not be done, or an empty string."""
+    npm = shutil.which("npm")
+    if npm is None:
+        return "npm is not installed"
+    print(f"assets: fetching {package}")
+    tarball.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=tarball.parent) as work:
+        command = [npm, "pack", package, "--ignore-scripts", "--loglevel=error", "--pack-destination", work]
+        done = subprocess.run(
+            [*command, "--fetch-retries=1", "--fetch-retry-mintimeout=1000"],
+            cwd=work,
+            capture_output=True,
+            text=True,
+        )
+        packed = list(Path(work).glob("*.tgz"))
+        if done.returncode or len(packed) != 1:
+            errors = [line for line in done.stderr.splitlines() if "code" in line] or ["no file came"]
+            return f"npm could not fetch {package} ({errors[0].strip()})"
+        os.replace(packed[0], tarball)
+    return ""
