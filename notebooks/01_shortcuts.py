@@ -1,0 +1,535 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Shortcuts: what a spurious correlation does to training
+#
+# **Question.** When, how fast and with which pixels does a network learn a shortcut?
+#
+# **You will be able to** define a spurious correlation and its groups, read a learning curve split into majority and
+# minority, find the pixels that carry an answer, and predict how the damage grows with the spurious strength $\rho$, on
+# drawn scenes and on real images.
+#
+# > **Before you start.** Chapter [00](00_quickstart.ipynb) helps. On a laptop with two cores this takes about two minutes
+# > and 2 GB of memory; on a T4 or an A100 less than one. The drawn part downloads nothing. The real part uses MNIST and
+# > CIFAR-10 (140 MB): from the folder `CAML_DATA`, or else from the Hugging Face Hub; without both, it shows stored runs only.
+
+# %% tags=["hide-input"]
+import os
+import subprocess
+import sys
+
+if "google.colab" in sys.modules:  # on Colab, install the book's package; elsewhere there is nothing to do
+    source = os.environ.get("CAML_REPOSITORY", "git+https://github.com/your_account/caml-book")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", source], check=True)
+    from caml_core.colab import setup
+
+    setup()
+# %% [markdown]
+# ## What is spurious about it
+#
+# An attribute $a$ is **spuriously correlated** with the label $y$ when $p(y \mid a)$ is far from $p(y)$ in training, yet
+# the link does not hold where the model will be used. With two classes, two attributes and *spurious strength* $\rho$,
+#
+# $$p_\text{train}(a = y) = \rho, \qquad p_\text{test}(a = y) = \tfrac12 .$$
+#
+# A model that answers $\hat y = a$ is right for a share $\rho$ of the training set and no better than a coin in the test
+# set.
+
+# %% tags=["nbval-check-output"]
+from caml_core.data import load
+from caml_core.data.dataset import group_table
+from IPython.display import Markdown
+
+RHO = 0.95
+train, val, test = load("birdscapes", rho=RHO, n_train=3000, seed=0)
+Markdown(group_table(train=train, validation=val, test=test))
+
+# %% tags=["nbval-check-output"]
+shortcut_train = (train.a == train.y).double().mean().item()
+shortcut_test = (test.a == test.y).double().mean().item()
+print(
+    f"answering by the background alone: {100 * shortcut_train:.1f}% in training, {100 * shortcut_test:.1f}% in the test set"
+)
+assert abs(shortcut_train - RHO) < 0.001
+assert shortcut_test == 0.5
+
+# %% [markdown]
+# The smallest loss on the training set belongs to a model that looks at the bird. But the background, being larger and
+# simpler, is found first, and then there is little loss left to learn from: only 5 in 100 examples still object.
+#
+# ## The learning curve, split
+#
+# Train by ERM, and after every epoch count majority and minority apart.
+
+# %%
+import os
+
+from caml_core.backbones import backbone
+from caml_core.device import pick_device
+from caml_core.erm import train_erm
+
+FULL = os.environ.get("CAML_PROFILE", "quick") == "full"
+device = pick_device("auto")
+network = backbone("small_resnet", n_classes=2, seed=1)
+run = train_erm(
+    network,
+    train,
+    val,
+    epochs=40 if FULL else 8,
+    lr=1e-3,
+    seed=1,
+    device=device,
+    select="last",
+)
+
+# %%
+from caml_core.figures import accuracy_curves, use_book_style
+
+use_book_style()
+accuracy_curves(
+    run.history,
+    chance=50,
+    title="The majority is learned at once; the minority waits",
+)
+
+# %% [markdown]
+# Dots are training accuracy, lines validation accuracy. The majority is near its best after the first epochs. The
+# minority starts *below* chance, because the background votes against it, and rises slowly or not at all. A line below
+# chance is the mark of a shortcut: a model that merely lacked skill would be *at* chance.
+
+# %%
+first, last = run.history[0]["val"], run.history[-1]["val"]
+print(
+    f"first epoch: majority {first['majority']['value']:.1f}%, minority {first['minority']['value']:.1f}%"
+)
+print(
+    f"last epoch:  majority {last['majority']['value']:.1f}%, minority {last['minority']['value']:.1f}%"
+)
+assert last["majority"]["value"] > 95
+assert last["minority"]["value"] < 60
+assert min(epoch["val"]["minority"]["value"] for epoch in run.history) < 25
+
+# %% [markdown]
+# ## Where the loss is
+#
+# Sort the test set by loss. If the model leans on the background, the hard examples are the minority. That is worth
+# remembering: later chapters find the minority *without* attribute labels, by looking for high loss.
+
+# %%
+import torch
+import torch.nn.functional as F
+from caml_core.features import predict
+
+logits = predict(network, test, device)
+losses = F.cross_entropy(logits, test.y, reduction="none")
+hardest = losses.argsort(descending=True)[:100]
+share = 100 * test.is_minority[hardest].double().mean().item()
+print(
+    f"of the 100 test pictures with the highest loss, {share:.0f} are minority; in the test set, 50 in 100 are"
+)
+assert share > 80
+
+# %%
+from caml_core.figures import image_grid
+
+easiest = losses.argsort()[:8]
+image_grid(
+    test.x[torch.cat([easiest, hardest[:8]])],
+    columns=8,
+    labels=["lowest loss", "highest loss"],
+    title="Easy is a bird at home, hard is a bird abroad",
+)
+
+# %% [markdown]
+# ## Which pixels matter
+#
+# **Occlusion.** Lay a gray patch over the picture, move it around, and note how much the margin for the true class
+# changes (Zeiler and Fergus, 2014):
+#
+# $$\Delta(u, v) = m\big(x\big) - m\big(x \text{ with a patch at } (u, v)\big), \qquad m(x) = f_y(x) - f_{1-y}(x).$$
+#
+# Where $\Delta$ is large, the pixels spoke for the right answer; where it is negative, they spoke against it.
+
+
+# %%
+@torch.no_grad()
+def occlusion_map(network, x, y, patch=12, step=4):
+    """Change of margin for each place of the patch: float (n, n). x uint8 (3, H, W)."""
+    places = range(0, x.shape[-1] - patch + 1, step)
+    batch = x.repeat(len(places) ** 2, 1, 1, 1)
+    for i, (u, v) in enumerate((u, v) for u in places for v in places):
+        batch[i, :, u : u + patch, v : v + patch] = 128
+
+    def margin(images):
+        scores = network(images.to(device)).cpu()
+        return scores[:, y] - scores[:, 1 - y]
+
+    return (margin(x[None]) - margin(batch)).view(len(places), len(places))
+
+
+# %%
+from caml_core.figures import evidence
+
+chosen = [int(torch.where(~test.is_minority)[0][0]), int(hardest[0])]
+evidence(
+    [test.x[row] for row in chosen],
+    [occlusion_map(network, test.x[row], int(test.y[row])) for row in chosen],
+    ["majority", "minority"],
+    title="Red pixels speak for the right answer, blue ones against it",
+)
+
+# %% [markdown]
+# One picture is an anecdote. So hide *all* of the background and, in turn, all of the bird, for many scenes. Drawing the
+# same bird twice, on land and on water, tells which pixels are background: those that change.
+
+# %%
+from caml_core.data.birdscapes import draw
+
+
+def halves(bird, k):
+    """Scene k with its bird hidden and with its background hidden: two uint8 (3, 48, 48), and the scene itself."""
+    here, away = (
+        torch.from_numpy(
+            draw(bird, bird, k, split="test", onto=onto)[0]
+        ).permute(2, 0, 1)
+        for onto in (bird, 1 - bird)
+    )
+    background = ((here.float() - away.float()).abs().mean(dim=0) > 20)[None]
+    background = (
+        F.max_pool2d(background[None].float(), 3, 1, 1)[0] > 0
+    )  # close the gaps
+    gray = torch.full_like(here, 128)
+    return (
+        torch.where(background, here, gray),
+        torch.where(background, gray, here),
+        here,
+    )
+
+
+# %%
+scenes = [(bird, *halves(bird, k)) for bird in (0, 1) for k in range(60)]
+labels = torch.tensor([scene[0] for scene in scenes])
+kept = {}
+with torch.no_grad():
+    for name, column in (
+        ("everything", 3),
+        ("only the background", 1),
+        ("only the bird", 2),
+    ):
+        x = torch.stack([scene[column] for scene in scenes])
+        kept[name] = (
+            100
+            * (network(x.to(device)).argmax(dim=1).cpu() == labels)
+            .double()
+            .mean()
+            .item()
+        )
+        print(f"{name:20} {kept[name]:5.1f}% right")
+
+# %%
+import plotly.graph_objects as go
+from caml_core.figures import ATTRIBUTE, LABEL, MAJORITY, add_chance
+
+figure = go.Figure(
+    go.Bar(
+        x=list(kept),
+        y=list(kept.values()),
+        marker_color=[MAJORITY, ATTRIBUTE, LABEL],
+        text=[f"{value:.0f}%" for value in kept.values()],
+        textposition="inside",
+    )
+)
+figure.update_layout(
+    title="The background alone is nearly enough; the bird alone is not",
+    yaxis={"title": "accuracy (%)", "range": [0, 104]},
+)
+add_chance(figure, 50)
+
+# %%
+assert kept["only the background"] > 75
+assert kept["only the background"] > kept["only the bird"] + 5
+
+# %% [markdown]
+# ## How strong must the correlation be?
+#
+# Everything so far was at $\rho = 0.95$. Train afresh at several strengths, with the same network and, since scenes are
+# shared between strengths, nearly the same pictures.
+
+# %%
+from caml_core.metrics import group_metrics
+
+STRENGTHS = (0.5, 0.7, 0.9, 0.95, 1.0)
+by_rho = {}
+for rho in STRENGTHS:
+    part, _, _ = load("birdscapes", rho=rho, n_train=1500, seed=0)
+    small = backbone("small_resnet", n_classes=2, seed=0)
+    train_erm(
+        small,
+        part,
+        val,
+        epochs=30 if FULL else 6,
+        lr=2e-3,
+        batch_size=32,
+        seed=0,
+        device=device,
+        select="last",
+        progress=False,
+    )
+    by_rho[rho] = group_metrics(predict(small, test, device), test)
+    print(
+        f"rho {rho:.2f}: majority {by_rho[rho]['majority']['value']:5.1f}%, minority {by_rho[rho]['minority']['value']:5.1f}%"
+    )
+
+# %% [markdown]
+# Move the slider: the bars on the left are what training shows the network, those on the right what the balanced test
+# set finds.
+
+# %%
+from caml_core.figures import MINORITY, data_uri
+from plotly.subplots import make_subplots
+
+figure = make_subplots(
+    1,
+    2,
+    subplot_titles=[
+        "share of the training set (%)",
+        "accuracy on the test set (%)",
+    ],
+)
+kinds, colours = ["majority", "minority"], [MAJORITY, MINORITY]
+
+
+def bars(rho):
+    """The two bar traces of one slider position."""
+    found = [by_rho[rho][kind]["value"] for kind in kinds]
+    return [
+        go.Bar(
+            x=kinds,
+            y=values,
+            marker_color=colours,
+            text=[f"{v:.0f}%" for v in values],
+            showlegend=False,
+        )
+        for values in ([100 * rho, 100 - 100 * rho], found)
+    ]
+
+
+for column, trace in enumerate(bars(STRENGTHS[0])):
+    figure.add_trace(trace, 1, column + 1)
+figure.frames = [
+    go.Frame(name=f"{rho:.2f}", data=bars(rho), traces=[0, 1])
+    for rho in STRENGTHS
+]
+instant = {
+    "mode": "immediate",
+    "frame": {"duration": 0, "redraw": True},
+    "transition": {"duration": 0},
+}
+steps = [
+    {"method": "animate", "label": f.name, "args": [[f.name], instant]}
+    for f in figure.frames
+]
+figure.update_layout(
+    sliders=[
+        {"steps": steps, "currentvalue": {"prefix": "rho = "}, "pad": {"t": 40}}
+    ],
+    title="The rarer the objection, the less it is heard",
+    height=440,
+).update_yaxes(range=[0, 104])
+
+# %%
+assert by_rho[0.5]["minority"]["value"] > by_rho[0.95]["minority"]["value"] + 25
+assert by_rho[1.0]["minority"]["value"] < 30
+
+# %% [markdown]
+# What does the network *see* at each strength? Sixteen training pictures, drawn at random. (This widget works in the
+# rendered book, too: it only chooses among stored pictures.)
+
+# %%
+import ipywidgets as widgets
+
+sheets = []
+for rho in STRENGTHS:
+    part, _, _ = load("birdscapes", rho=rho, n_train=1500, seed=0)
+    sheet = (
+        part.x[:16]
+        .view(2, 8, 3, 48, 48)
+        .permute(0, 3, 1, 4, 2)
+        .reshape(96, 384, 3)
+        .numpy()
+    )
+    rare = int(part.is_minority[:16].sum())
+    sheets.append(
+        widgets.HTML(
+            f'<img alt="16 training pictures" width="768" src="{data_uri(sheet, "JPEG")}"><br>{rare} of 16 from the minority'
+        )
+    )
+choice = widgets.SelectionSlider(
+    options=[(f"{rho:.2f}", i) for i, rho in enumerate(STRENGTHS)],
+    description="rho",
+)
+stack = widgets.Stack(sheets, selected_index=0)
+widgets.jslink((choice, "index"), (stack, "selected_index"))
+widgets.VBox([choice, stack])
+
+# %% [markdown]
+# ## Real images: Dominoes
+#
+# Is this an artefact of our drawings? *Dominoes* (Shah et al., 2020) puts a handwritten 0 or 1 (MNIST) over a car or a
+# truck (CIFAR-10). The label is the vehicle; the digit goes with it in 90 of 100 training pictures. Digits are easy,
+# vehicles are hard.
+
+# %%
+from caml_core.data.sources import available
+from IPython.display import display
+
+HAVE_IMAGES = available("mnist") and available("cifar10")
+if HAVE_IMAGES:
+    domino_train, domino_val, domino_test = load(
+        "dominoes", rho=0.9, n_train=8000 if FULL else 4000, seed=0
+    )
+    display(Markdown(group_table(train=domino_train, test=domino_test)))
+else:
+    print(
+        "MNIST and CIFAR-10 are not on this machine and cannot be downloaded now, so the next cells only show stored runs."
+    )
+    print(
+        "To run them here, set CAML_DATA to a folder in the Hub's layout, or connect to the network."
+    )
+
+# %%
+if HAVE_IMAGES:
+    rows = [torch.where(domino_test.group == g)[0][:10] for g in range(4)]
+    display(
+        image_grid(
+            domino_test.x[torch.cat(rows)],
+            columns=10,
+            labels=domino_test.group_names,
+            title="Top: the digit, a shortcut. Bottom: the vehicle, the label",
+        )
+    )
+
+# %%
+if HAVE_IMAGES:
+    domino_network = backbone("small_resnet", n_classes=2, seed=0)
+    domino_run = train_erm(
+        domino_network,
+        domino_train,
+        domino_val,
+        epochs=20 if FULL else 3,
+        seed=0,
+        device=device,
+    )
+    live = group_metrics(
+        predict(domino_network, domino_test, device), domino_test
+    )
+    display(
+        accuracy_curves(
+            domino_run.history,
+            chance=50,
+            title="Real images: the digit is learned first, the vehicle later",
+        )
+    )
+    print(
+        f"here and now, {domino_run.rule}: WGA {live['worst_group']['value']:.1f}%, average {live['average']['value']:.1f}%"
+    )
+    assert live["majority"]["value"] > live["minority"]["value"] + 20
+
+# %% [markdown]
+# ### Longer runs, stored with their provenance
+#
+# Three seeds on 8,000 Dominoes, made by the command line. "Small ResNet" is trained from scratch; "EfficientNet-Lite0
+# head" is a linear layer on frozen features of a network trained on ImageNet, a network that has seen cars and trucks
+# before.
+
+# %% tags=["nbval-check-output"]
+from caml_core.records import describe, mean_and_spread, stored
+
+names = {
+    "small ResNet, from scratch": "dominoes_erm",
+    "EfficientNet-Lite0 head": "dominoes_erm_lite0_head",
+}
+lines = [
+    "| ERM on Dominoes, rho 0.9 | WGA | average | minority | majority |",
+    "|:--|--:|--:|--:|--:|",
+]
+for name, file in names.items():
+    cells = [
+        "{:.1f} ± {:.1f}".format(*mean_and_spread(stored(file), key))
+        for key in ("worst_group", "average", "minority", "majority")
+    ]
+    lines.append(f"| {name} | " + " | ".join(cells) + " |")
+Markdown(
+    "\n".join(lines)
+    + "\n\nMean ± standard deviation over seeds, percent, on the balanced test set."
+)
+
+# %% tags=["nbval-check-output"]
+Markdown(
+    "\n".join(
+        f"- **{name}**: {describe(stored(file))}; epoch chosen by {stored(file)[0]['selection']['rule']}"
+        for name, file in names.items()
+    )
+)
+
+# %%
+for file in names.values():
+    for record in stored(file):
+        assert (
+            record["metrics"]["majority"]["value"]
+            > record["metrics"]["minority"]["value"] + 20
+        )
+assert len(stored("dominoes_erm")) >= 3
+
+# %% [markdown]
+# Even features that were never trained on this task lean on the digit as soon as the head is trained on correlated data.
+# The information about the vehicle is there; the next chapters ask how to use it.
+#
+# ## What we saw
+#
+# - A spurious attribute is defined by a change of distribution: right in training, useless later.
+# - The majority is learned at once, the minority starts below chance and waits.
+# - The background alone carries the answers; the hard examples are the minority.
+# - The damage grows with $\rho$; at $\rho = 1$ nothing in the data could prevent it.
+# - Real images behave alike.
+#
+# Turn these knobs and watch: `n_train` (more pictures mean more objections), `epochs` in the full profile (does the
+# minority line ever meet the majority line?), `patch` of the occlusion map.
+#
+# ## Exercises
+#
+# 1. At $\rho = 0.95$ and $N = 3000$, how many minority pictures does training contain? Double $N$ and predict the minority
+#    accuracy before you run it.
+# 2. Swap the halves: `load("dominoes", top="cifar10", bottom="mnist", top_classes=(1, 9), classes=(0, 1))`. The label is
+#    now the digit. Is there still a shortcut?
+# 3. Train with `balance="group"` in `train_erm`. It needs the attribute of every training picture. What does it buy?
+#
+# <details><summary>Solutions</summary>
+#
+# 1. $(1 - 0.95) \cdot 3000 = 150$. Twice as many pictures are twice as many objections *and* twice as many steps an epoch;
+#    both help the minority.
+# 2. The vehicle is as correlated with the digit as before, but it is harder to see than the digit. The network learns
+#    the digit, and the minority is nearly as good as the majority: a correlation is a shortcut only if it is *easier*
+#    than the label.
+# 3. Every group is then drawn equally often, so the background no longer helps on average. The 150 minority pictures are
+#    repeated many times and may be learned by heart; watch the gap between dots and lines.
+#
+# </details>
+#
+# ## References
+#
+# - H. Shah et al., [The pitfalls of simplicity bias in neural networks](https://arxiv.org/abs/2006.07710), 2020: Dominoes.
+# - R. Geirhos et al., [Shortcut learning in deep neural networks](https://arxiv.org/abs/2004.07780), 2020.
+# - S. Sagawa et al., [Distributionally robust neural networks for group shifts](https://arxiv.org/abs/1911.08731), 2020.
+# - M. Zeiler, R. Fergus, [Visualizing and understanding convolutional networks](https://arxiv.org/abs/1311.2901), 2014.

@@ -1,0 +1,76 @@
+"""The committed notebooks: made from their sources, executed, small, and free of traces of a machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from sample_book import ROOT
+
+from book import build, pairs
+
+SOURCES = pairs.sources(ROOT)
+TRACES = ("/work/", "/root/", "/home/", "/tmp/", "/Users/", "C:\\\\")
+
+chapters = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+
+
+def committed(source: Path) -> nbformat.NotebookNode:
+    return nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+
+
+def test_there_are_chapters_and_no_orphans() -> None:
+    assert SOURCES
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    assert [notebook.stem for notebook in notebooks] == [source.stem for source in SOURCES]
+
+
+@chapters
+def test_pair_is_in_order(source: Path) -> None:
+    assert pairs.faults(source, pairs.repository(ROOT)) == []
+
+
+@chapters
+def test_notebook_is_executed_and_small(source: Path) -> None:
+    build.check_executed(source.with_suffix(".ipynb"))
+    build.check_size(source.with_suffix(".ipynb"))
+    code = [cell for cell in committed(source).cells if cell.cell_type == "code" and cell.source.strip()]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert any(cell.outputs for cell in code)
+    for cell in code:
+        kinds = [output.output_type for output in cell.outputs]
+        assert "error" not in kinds, cell.source
+
+
+@chapters
+def test_notebook_is_neutral(source: Path) -> None:
+    notebook = committed(source)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec == {
+        "display_name": "Python 3",
+        "language": "python",
+        "name": "python3",
+    }
+    assert notebook.metadata.language_info == {"name": "python"}
+    for cell in notebook.cells:
+        assert "execution" not in cell.metadata, "timings change with every run"
+    text = source.with_suffix(".ipynb").read_text("utf-8")
+    assert [trace for trace in TRACES if trace in text] == []
+
+
+@chapters
+def test_text_reads_as_plain_markdown(source: Path) -> None:
+    """Colab and GitHub do not know MyST: no directives or roles in chapters."""
+    for cell in committed(source).cells:
+        if cell.cell_type == "markdown":
+            assert "```{" not in cell.source
+            assert ":::" not in cell.source
+            assert "}`" not in cell.source or "{" not in cell.source.split("}`")[0][-12:]
+
+
+@chapters
+def test_first_cell_is_silent_here(source: Path) -> None:
+    first = next(cell for cell in committed(source).cells if cell.cell_type == "code")
+    assert "google.colab" in first.source
+    assert first.outputs == []
