@@ -1,0 +1,160 @@
+"""The command line: records, one-line errors with exit code 2, and going on after Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caml_core.__main__ import main, parse_options
+from caml_core.errors import CamlError
+from caml_core.records import describe, mean_and_spread, read_records, stored
+
+SMALL = ["--option", "n_train=60", "--option", "n_val=20", "--option", "n_test=40"]
+
+
+def arguments(out: Path, *more: str) -> list[str]:
+    return [
+        "run",
+        "erm",
+        "--dataset",
+        "birdscapes",
+        *SMALL,
+        "--epochs",
+        "2",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+        *more,
+    ]
+
+
+def test_a_record_says_everything(tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    assert main(arguments(out, "--rho", "0.9", "--seed", "3", "4")) == 0
+    first, second = read_records(out)
+    assert (first["seed"], second["seed"]) == (3, 4)
+    assert first["method"] == "erm"
+    assert first["dataset"] == "birdscapes"
+    assert {"average", "worst_group", "minority", "groups"} <= set(first["metrics"])
+    assert [group["n"] for group in first["metrics"]["groups"]] == [10] * 4
+    assert first["data"]["train_groups"] == {
+        "landbird, land": 27, "landbird, water": 3, "waterbird, land": 3, "waterbird, water": 27,
+    }  # fmt: skip
+    assert first["selection"]["split"] == "validation"
+    assert first["config"]["rho"] == 0.9
+    assert first["config"]["option"] == {"n_train": 60, "n_val": 20, "n_test": 40}
+    assert len(first["history"]) == 2
+    for key in ("command", "commit", "date", "device", "wall_seconds", "versions"):
+        assert first["provenance"][key]
+    assert not list(tmp_path.glob("*.work"))
+    assert "seeds 3, 4" in describe([first, second])
+    mean, spread = mean_and_spread([first, second], "average")
+    values = [record["metrics"]["average"]["value"] for record in (first, second)]
+    assert mean == pytest.approx(sum(values) / 2)
+    assert spread == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+
+
+def test_head_only_and_loader_options(tmp_path: Path, small_sources: Path) -> None:
+    out = tmp_path / "r.json"
+    command = ["run", "erm", "--dataset", "dominoes", "--rho", "0.8", "--epochs", "3", "--out", str(out)]
+    options = ["classes=3,5", "bottom=fashion_mnist", "n_train=40", "n_val=20", "n_test=20"]
+    pairs = [part for option in options for part in ("--option", option)]
+    assert (
+        main([*command, *pairs, "--backbone", "efficientnet_lite0", "--head-only", "--data", str(small_sources)]) == 0
+    )
+    (record,) = read_records(out)
+    assert record["config"]["option"]["classes"] == [3, 5]
+    assert next(iter(record["data"]["train_groups"])) == "dress, 0"
+    assert str(small_sources) not in json.dumps(record["config"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--dataset", "birds"], "unknown dataset 'birds'"),
+        (["--rho", "0.3"], "rho = 0.3"),
+        (["--option", "colour=1"], "no option colour"),
+        (["--option", "colour"], "KEY=VALUE"),
+        (["--device", "gpu"], "device 'gpu'"),
+        (["--backbone", "vgg"], "unknown backbone"),
+        (["--epochs", "-1"], "epochs=-1"),
+        (["--select", "test"], "select='test'"),
+        (["--data", "/nowhere", "--dataset", "dominoes", "--option", "x=1"], "no option"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: list[str], message: str
+) -> None:
+    assert main(arguments(tmp_path / "r.json", *change)) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len([line for line in error.splitlines() if line.startswith("caml_core:")]) == 1
+    assert "\n" not in error[error.index("caml_core:") :]
+    assert not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.parametrize("bad", [["run"], ["run", "erm"], ["walk"], ["run", "erm", "--seed", "x"], []])
+def test_argparse_errors_are_one_line(bad: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(bad)
+    assert caught.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_unwritable_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert main(arguments(tmp_path / "file" / "r.json")) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_parse_options() -> None:
+    assert parse_options(["a=3", "b=0.5", "c=1,2", "d=word", "e=true", "f=3,"]) == {
+        "a": 3, "b": 0.5, "c": (1, 2), "d": "word", "e": True, "f": (3,),
+    }  # fmt: skip
+
+
+def test_broken_records_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    with pytest.raises(CamlError, match="not a readable"):
+        read_records(file)
+    file.write_text('[{"method": "erm"}]')
+    with pytest.raises(CamlError, match="lack config"):
+        read_records(file)
+    with pytest.raises(CamlError, match="no stored results"):
+        stored("nothing")
+
+
+def _without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in record.items() if k not in ("provenance", "train_seconds")} for record in records]
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    def command(out: Path) -> list[str]:
+        more = arguments(out, "--epochs", "12", "--seed", "0", "1")
+        return [sys.executable, "-m", "caml_core", *more]
+
+    whole, stopped = tmp_path / "whole.json", tmp_path / "stopped.json"
+    subprocess.run(command(whole), check=True, capture_output=True)
+    child = subprocess.Popen(command(stopped), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    checkpoint = tmp_path / "stopped.json.work" / "seed-0.safetensors"
+    while child.poll() is None and not checkpoint.exists():
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate()
+    assert child.returncode == 130, errors
+    assert "goes on from the last epoch" in errors
+    assert checkpoint.exists()
+    assert not stopped.exists()
+    other = subprocess.run([*command(stopped), "--lr", "0.1"], capture_output=True, text=True)
+    assert other.returncode == 2
+    assert "lr differ" in other.stderr
+    subprocess.run(command(stopped), check=True, capture_output=True)
+    assert _without_times(read_records(stopped)) == _without_times(read_records(whole))
