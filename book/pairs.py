@@ -49,7 +49,7 @@ def first_cell(source: Path) -> re.Match[str]:
 def wanted_first_cell(source: Path, address: str, template: Path = TEMPLATE) -> str:
     """The template with the address filled in; the minutes that a chapter hands to ``setup`` are its own."""
     own = _SETUP_CALL.search(first_cell(source)[0])
-    cell = template.read_text("utf-8").rstrip().replace('REPOSITORY")', f'{address}")')
+    cell = template.read_text("utf-8").rstrip().replace("git+REPOSITORY", f"git+{address}")
     return _SETUP_CALL.sub(lambda call: own[0] if own else call[0], cell)
 
 

@@ -28,9 +28,12 @@ import os
 import subprocess
 import sys
 
-if "google.colab" in sys.modules:  # on Colab, install the book's package; elsewhere there is nothing to do
-    source = os.environ.get("CAML_REPOSITORY", "git+https://github.com/your_account/caml-book")
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", source], check=True)
+# On Colab, install the book's package; elsewhere there is nothing to do.
+if "google.colab" in sys.modules:
+    source = "git+https://github.com/your_account/caml-book"
+    source = os.environ.get("CAML_REPOSITORY", source)
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", source]
+    subprocess.run(pip, check=True)
     from caml_core.colab import setup
 
     setup()
