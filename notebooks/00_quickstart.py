@@ -45,7 +45,7 @@ if "google.colab" in sys.modules:
 # about what a waterbird is, but in the training set it goes with the bird in 95 of 100 pictures. We write this
 # *spurious strength* as $\rho = 0.95$.
 
-# %% tags=["nbval-check-output"]
+# %%
 import torch
 from caml_core.data import load
 

@@ -49,13 +49,16 @@ if "google.colab" in sys.modules:
 # A model that answers $\hat y = a$ is right for a share $\rho$ of the training set and no better than a coin in the test
 # set.
 
-# %% tags=["nbval-check-output"]
+# %%
 from caml_core.data import load
-from caml_core.data.dataset import group_table
-from IPython.display import Markdown
 
 RHO = 0.95
 train, val, test = load("birdscapes", rho=RHO, n_train=3000, seed=0)
+
+# %% tags=["nbval-check-output"]
+from caml_core.data.dataset import group_table
+from IPython.display import Markdown
+
 Markdown(group_table(train=train, validation=val, test=test))
 
 # %% tags=["nbval-check-output"]
