@@ -94,7 +94,10 @@ def write_text(path: Path, text: str) -> None:
 
 def save_npz(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
     """Save arrays and a JSON-able `meta` in one uncompressed npz (each member carries a CRC-32)."""
-    packed = {_META: np.frombuffer(json.dumps(dict(meta), sort_keys=True).encode(), dtype=np.uint8), **arrays}
+    record = json.dumps(
+        {"meta": dict(meta), "arrays": sorted(arrays)}, sort_keys=True
+    )  # names: a damaged index can lose one
+    packed = {_META: np.frombuffer(record.encode(), dtype=np.uint8), **arrays}
     with atomic(path) as temporary, open(temporary, "wb") as stream:
         np.savez(stream, **packed)  # type: ignore[arg-type]
 
@@ -108,8 +111,12 @@ def load_npz(path: Path, expect_meta: Mapping[str, Any]) -> dict[str, np.ndarray
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        meta = json.loads(arrays.pop(_META).tobytes())
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        record = json.loads(arrays.pop(_META).tobytes())
+        meta = record["meta"]
+        if record["arrays"] != sorted(arrays):
+            raise ValueError(f"it holds {sorted(arrays)}, not {record['arrays']}")
+    except (OSError, LookupError, TypeError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        # RuntimeError and its child NotImplementedError: a damaged header that claims encryption or a later zip version
         raise CamlError(
             what=f"cache file {path} is missing or broken ({error})",
             expected="a whole npz written by this package",

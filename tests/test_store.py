@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from caml_core import store
 from caml_core.errors import CamlError
@@ -27,24 +25,26 @@ def test_npz_round_trip_and_mismatch(tmp_path: Path) -> None:
         store.load_npz(tmp_path / "none.npz", {})
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(cut=st.integers(0, 999), flip=st.one_of(st.none(), st.integers(0, 999)))
-def test_a_damaged_npz_is_never_a_wrong_result(tmp_path: Path, cut: int, flip: int | None) -> None:
-    """Cut anywhere, or with any one byte changed, a cache file either raises or still gives the right numbers."""
+def test_a_damaged_npz_is_never_a_wrong_result(tmp_path: Path) -> None:
+    """Cut at any length, or with any one byte changed, a cache file raises our error or gives the right numbers."""
     file = tmp_path / "x.npz"
-    wanted = np.random.default_rng(0).standard_normal(50)
+    wanted = np.random.default_rng(0).standard_normal(20)
     store.save_npz(file, {"z": wanted}, {"k": 1})
-    data = bytearray(file.read_bytes())
-    if flip is None:
-        data = data[: cut * len(data) // 1000]
-    else:
-        data[flip * len(data) // 1000] ^= 0x41
-    file.write_bytes(bytes(data))
-    try:
-        found = store.load_npz(file, {"k": 1})
-    except CamlError:
-        return
-    assert (found["z"] == wanted).all()
+    whole = file.read_bytes()
+    damaged = [whole[:cut] for cut in range(len(whole))]
+    damaged += [
+        whole[:i] + bytes([whole[i] ^ mask]) + whole[i + 1 :] for i in range(len(whole)) for mask in (0x01, 0x41, 0xFF)
+    ]
+    refused = 0
+    for data in damaged:
+        file.write_bytes(data)
+        try:
+            found = store.load_npz(file, {"k": 1})
+        except CamlError:
+            refused += 1
+        else:
+            assert (found["z"] == wanted).all()
+    assert refused > len(whole)  # every cut, and most changes
 
 
 def test_atomic_leaves_nothing_behind(tmp_path: Path) -> None:
