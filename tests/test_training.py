@@ -19,9 +19,10 @@ from torch import nn
 from caml_core import backbones, device, loader, store
 from caml_core.backbones import backbone
 from caml_core.data.dataset import GroupDataset
-from caml_core.erm import ErmRun, train_erm
+from caml_core.erm import train_erm
 from caml_core.errors import CamlError
 from caml_core.features import extract_features, predict, standardise
+from caml_core.fit import Run
 from caml_core.metrics import group_metrics
 
 CPU = torch.device("cpu")
@@ -128,7 +129,7 @@ def tiny() -> nn.Module:
         return backbones.Backbone(body, 8, 2).to(memory_format=torch.channels_last)
 
 
-def fit(epochs: int = 4, seed: int = 0, checkpoint: Path | None = None, **kwargs) -> tuple[nn.Module, ErmRun]:  # type: ignore[no-untyped-def]
+def fit(epochs: int = 4, seed: int = 0, checkpoint: Path | None = None, **kwargs) -> tuple[nn.Module, Run]:  # type: ignore[no-untyped-def]
     network = tiny()
     options = {"batch_size": 16, "lr": 3e-3, "augment": loader.random_shift, "progress": False, **kwargs}
     run = train_erm(
