@@ -13,13 +13,29 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from caml_core.errors import CamlError
 
-METHODS = ("erm",)
+if TYPE_CHECKING:
+    import torch
+
+    from caml_core.backbones import Backbone
+    from caml_core.data.dataset import GroupDataset
+
+    Splits = tuple[GroupDataset, GroupDataset, GroupDataset]
+
+METHODS = ("erm", "append", "upweight", "mldg", "caml", "balanced", "jtt", "groupdro", "erm_all")
 AUGMENT = ("none", "shift")
-EPOCHS = {"quick": 8, "full": 50}  # default by profile
+# Defaults by profile. Active learning: "full" is published, "quick" is the regime that the chapters explain.
+ERM = {
+    "quick": {"epochs": 8, "batch_size": 64, "lr": 1e-3, "weight_decay": 1e-4, "select": "average"},
+    "full": {"epochs": 50, "batch_size": 64, "lr": 1e-3, "weight_decay": 1e-4, "select": "average"},
+}
+ACTIVE: dict[str, dict[str, Any]] = {
+    "quick": {"start": 600, "query": 50, "epochs": 25, "lr": 1e-3, "weight_decay": 1e-4, "alpha": 0.1},
+    "full": {},  # those of caml_core.active.Plan
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,20 +53,35 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--dataset", required=True, help="birdscapes, dominoes, spuco_mnist")
     run.add_argument("--rho", type=float, help="share of majority examples in training, 0.5 to 1")
     run.add_argument("--seed", type=int, nargs="+", default=[0], metavar="S")
-    run.add_argument("--profile", choices=EPOCHS, default="quick")
+    run.add_argument("--profile", choices=ACTIVE, default="quick", help="default settings; full: the published ones")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     run.add_argument("--data", type=Path, metavar="DIR", help="data folder, in place of CAML_DATA")
     run.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="passed to the loader")
     run.add_argument("--backbone", default="small_resnet")
     run.add_argument("--from-scratch", action="store_true", help="do not load pretrained weights")
-    run.add_argument("--head-only", action="store_true", help="train a linear head on frozen, standardised features")
     run.add_argument("--epochs", type=int)
-    run.add_argument("--batch-size", type=int, default=64)
-    run.add_argument("--lr", type=float, default=1e-3)
-    run.add_argument("--weight-decay", type=float, default=1e-4)
+    run.add_argument("--batch-size", type=int)
+    run.add_argument("--lr", type=float)
+    run.add_argument("--weight-decay", type=float)
     run.add_argument("--augment", choices=AUGMENT, default="shift", help="of training images (shift: by 3 pixels)")
-    run.add_argument("--balance", choices=("class", "group"))
-    run.add_argument("--select", default="average", help="validation rule that chooses the epoch")
+    run.add_argument("--select", help="validation rule that chooses the epoch")
+    erm = run.add_argument_group("erm")
+    erm.add_argument("--head-only", action="store_true", help="train a linear head on frozen, standardised features")
+    erm.add_argument("--balance", choices=("class", "group"))
+    active = run.add_argument_group("active learning (every other method)")
+    active.add_argument("--acquisition", help="least_confidence (default), random, margin, entropy, bald, badge, ...")
+    active.add_argument("--start", type=int, help="labels drawn at random first")
+    active.add_argument("--query", type=int, help="labels of a round")
+    active.add_argument("--rounds", type=int)
+    active.add_argument("--alpha", type=float, help="size of the inner step")
+    active.add_argument("--order", choices=("first", "exact"))
+    active.add_argument("--inner-steps", type=int)
+    active.add_argument(
+        "--queries-from",
+        type=Path,
+        metavar="FILE.json",
+        help="buy the labels that the run of the same seed in this file bought, and train on the last round only",
+    )
     run.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     return root
 
@@ -79,10 +110,21 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Training settings of the method: what was given, over the profile's defaults."""
+    table = ERM if arguments.method == "erm" else ACTIVE
+    names = ["epochs", "batch_size", "lr", "weight_decay", "select"]
+    if arguments.method != "erm":
+        names += ["acquisition", "start", "query", "rounds", "alpha", "order", "inner_steps"]
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    return {**table[arguments.profile], **given}
+
+
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One record a seed. Finished seeds and checkpoints wait in FILE.json.work until all are done."""
+    from caml_core.data import load
     from caml_core.device import pick_device
-    from caml_core.records import read_records, write_records
+    from caml_core.records import provenance, read_records, write_records
 
     device = pick_device(arguments.device)
     options = parse_options(arguments.option)
@@ -90,12 +132,10 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     records = []
     for seed in arguments.seed:
         finished = work / f"seed-{seed}.json"
-        config = {
-            key: str(value) if isinstance(value, Path) else value
-            for key, value in vars(arguments).items()
-            if key not in ("out", "seed", "command", "data", "device")
-        }
-        config |= {"option": options, "epochs": arguments.epochs or EPOCHS[arguments.profile]}
+        named = ("method", "dataset", "rho", "backbone", "from_scratch", "augment", "head_only", "balance", "profile")
+        config = {key: getattr(arguments, key) for key in named} | {"option": options} | settings(arguments)
+        if arguments.queries_from is not None:
+            config["queries_from"] = str(arguments.queries_from)
         if finished.exists():
             (record,) = read_records(finished)
             if record["config"] != json.loads(json.dumps(config)):
@@ -105,7 +145,24 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     remedy=f"repeat that command, or delete {work} to start again",
                 )
         else:
-            record = erm(arguments, config, options, seed, device, work / f"seed-{seed}.safetensors")
+            start = time.perf_counter()
+            given = {"rho": arguments.rho, "data_dir": arguments.data}
+            splits = load(
+                arguments.dataset, **{"seed": seed, **options, **{k: v for k, v in given.items() if v is not None}}
+            )
+            method = erm if arguments.method == "erm" else active
+            record = {
+                "method": arguments.method,
+                "dataset": arguments.dataset,
+                "seed": seed,
+                **method(arguments, splits, seed, device, work / f"seed-{seed}"),
+                "config": config,
+                "data": {
+                    "source": splits[0].source,
+                    "train_groups": dict(zip(splits[0].group_names, splits[0].group_counts.tolist())),
+                },
+                "provenance": provenance(device, time.perf_counter() - start),
+            }
             write_records(finished, [record])
         metrics = record["metrics"]
         print(
@@ -118,64 +175,32 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return records
 
 
-def erm(
-    arguments: argparse.Namespace,
-    config: dict[str, Any],
-    options: dict[str, Any],
-    seed: int,
-    device: Any,
-    file: Path,
-) -> dict[str, Any]:
+def erm(arguments: argparse.Namespace, splits: Splits, seed: int, device: torch.device, work: Path) -> dict[str, Any]:
     """Train by empirical risk minimisation and score the chosen epoch on the test split."""
-    import torch
-
-    from caml_core.backbones import backbone
-    from caml_core.data import load
     from caml_core.erm import train_erm
     from caml_core.features import extract_features, predict, standardise
     from caml_core.loader import random_shift
     from caml_core.metrics import group_metrics
-    from caml_core.records import provenance
 
-    start = time.perf_counter()
-    if arguments.rho is not None:
-        options = {**options, "rho": arguments.rho}
-    if arguments.data is not None:
-        options = {**options, "data_dir": arguments.data}
-    train, val, test = load(arguments.dataset, **{"seed": seed, **options})
-    pretrained = False if arguments.from_scratch else None
-    network: torch.nn.Module = backbone(arguments.backbone, len(train.class_names), pretrained=pretrained, seed=seed)
+    train, val, test = splits
+    network: torch.nn.Module = make_network(arguments, splits, seed)
     if arguments.head_only:
-        splits = [extract_features(network, split, device) for split in (train, val, test)]  # type: ignore[arg-type]
-        train, val, test = standardise(*splits)
+        train, val, test = standardise(*(extract_features(network, split, device) for split in splits))  # type: ignore[arg-type]
         network = network.head  # type: ignore[assignment]
-    shift = arguments.augment == "shift" and not arguments.head_only
     done = train_erm(
         network,
         train,
         val,
-        epochs=config["epochs"],
         seed=seed,
         device=device,
-        batch_size=arguments.batch_size,
-        lr=arguments.lr,
-        weight_decay=arguments.weight_decay,
         balance=arguments.balance,
-        augment=random_shift if shift else None,
-        select=arguments.select,
-        checkpoint=file,
+        augment=random_shift if arguments.augment == "shift" and not arguments.head_only else None,
+        checkpoint=work.with_suffix(".safetensors"),
+        **settings(arguments),
     )
     return {
-        "method": "erm",
-        "dataset": arguments.dataset,
-        "seed": seed,
         "metrics": group_metrics(predict(network, test, device), test, train.group_counts),
         "selection": {"split": "validation", "rule": done.rule, "epoch": done.best_epoch},
-        "config": config,
-        "data": {
-            "source": train.source,
-            "train_groups": dict(zip(train.group_names, train.group_counts.tolist())),
-        },
         "history": [
             {
                 **{k: v for k, v in epoch.items() if k != "val"},
@@ -184,8 +209,66 @@ def erm(
             for epoch in done.history
         ],
         "train_seconds": round(done.seconds, 2),
-        "provenance": provenance(device, time.perf_counter() - start),
     }
+
+
+def active(
+    arguments: argparse.Namespace, splits: Splits, seed: int, device: torch.device, work: Path
+) -> dict[str, Any]:
+    """Buy labels in rounds (`caml_core.active`) and score the last round on the test split."""
+    from caml_core.active import Plan, run_active
+    from caml_core.loader import random_shift
+
+    plan = Plan(method=arguments.method, **settings(arguments))
+    queries = None if arguments.queries_from is None else bought(arguments.queries_from, arguments.dataset, seed)
+    rounds = run_active(
+        lambda: make_network(arguments, splits, seed),
+        *splits,
+        plan,
+        seed=seed,
+        device=device,
+        augment=random_shift if arguments.augment == "shift" else None,
+        work=work,
+        queries=queries,
+        first_round=0 if queries is None else plan.rounds,
+    )
+    last = rounds[-1]
+    for record in rounds[:-1]:
+        record["metrics"] = {k: v for k, v in record["metrics"].items() if k != "groups"}
+    last_metrics, last["metrics"] = last["metrics"], {k: v for k, v in last["metrics"].items() if k != "groups"}
+    return {
+        "metrics": last_metrics,
+        "selection": last["selection"],
+        "rounds": rounds,
+        "train_seconds": round(sum(record["seconds"] for record in rounds), 2),
+    }
+
+
+def make_network(arguments: argparse.Namespace, splits: Splits, seed: int) -> Backbone:
+    from caml_core.backbones import backbone
+
+    x = splits[0].x
+    return backbone(
+        arguments.backbone,
+        len(splits[0].class_names),
+        pretrained=False if arguments.from_scratch else None,
+        n_inputs=x.shape[1] if x.ndim == 2 else None,
+        seed=seed,
+    )
+
+
+def bought(file: Path, dataset: str, seed: int) -> list[list[int]]:
+    """The queries of the run of the same dataset and seed in a file of records."""
+    from caml_core.records import read_records
+
+    for record in read_records(file):
+        if record["seed"] == seed and record["dataset"] == dataset and record.get("rounds"):
+            return [r["queried"] for r in record["rounds"][1:]]
+    raise CamlError(
+        what=f"{file} has no rounds of {dataset} with seed {seed}",
+        expected="records of an active-learning run on the same dataset and seed",
+        remedy="run the acquisition first, for example: run append --dataset ... --out FILE.json",
+    )
 
 
 CURVES = ("average", "worst_group", "minority", "majority")

@@ -18,7 +18,7 @@ from caml_core.device import seeded
 from caml_core.errors import CamlError
 from caml_core.store import sha256
 
-BACKBONES = ("small_resnet", "resnet18", "resnet50", "efficientnet_lite0")
+BACKBONES = ("small_cnn", "small_resnet", "resnet18", "resnet50", "efficientnet_lite0", "mlp")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
@@ -51,9 +51,14 @@ class Backbone(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
 
     def features(self, x: Tensor) -> Tensor:
-        """Features z = f(x): uint8 images (B, 3, H, W), or float32 in [0, 1], to float32 (B, D)."""
+        """Features z = f(x): uint8 images (B, 3, H, W), or float32 in [0, 1], to float32 (B, D).
+
+        Vectors (B, width of the input) go to the body as they are.
+        """
+        if x.ndim == 2:
+            return self.body(x)
         x = x.float() / 255 if x.dtype == torch.uint8 else x
-        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)  # type: ignore[operator]
+        x = (x - self.mean) / self.std  # type: ignore[operator]
         if self.upscale != 1:
             x = F.interpolate(x, scale_factor=self.upscale, mode="bilinear", align_corners=False)
         return self.body(x)
@@ -64,29 +69,38 @@ class Backbone(nn.Module):
 
 
 def backbone(
-    name: str, n_classes: int, *, pretrained: bool | None = None, upscale: float | None = None, seed: int = 0
+    name: str,
+    n_classes: int,
+    *,
+    pretrained: bool | None = None,
+    upscale: float | None = None,
+    n_inputs: int | None = None,
+    seed: int = 0,
 ) -> Backbone:
     """Make a network by name, its fresh weights fixed by `seed`.
 
     Args:
-        name: one of `BACKBONES`. `small_resnet` trains on two CPU cores in about a minute; `efficientnet_lite0`
-            carries its ImageNet weights in a Python package, so it is the pretrained network that always works;
-            `resnet18` and `resnet50` fetch torchvision's ImageNet weights from the Hub.
+        name: one of `BACKBONES`. `small_resnet` trains on two CPU cores in about a minute, `small_cnn` (for digits)
+            faster; `efficientnet_lite0` carries its ImageNet weights in a Python package, so it is the pretrained
+            network that always works; `resnet18` and `resnet50` fetch torchvision's ImageNet weights from the Hub;
+            `mlp` takes vectors, such as the features of sentences.
         pretrained: default True where weights exist.
+        n_inputs: length of the vectors that `mlp` takes.
         upscale: see `Backbone`; default 3 for EfficientNet-Lite0 (made for 224 pixels), else 1.
 
     Raises:
-        CamlError: unknown name, or pretrained weights that cannot be had or are damaged.
+        CamlError: unknown name, pretrained weights that cannot be had or are damaged, `mlp` without `n_inputs`.
     """
     with seeded(seed):
-        if name == "small_resnet":
+        if name in ("small_cnn", "small_resnet"):
             if pretrained:
                 raise CamlError(
-                    what="small_resnet has no pretrained weights",
+                    what=f"{name} has no pretrained weights",
                     expected="pretrained=False, or another backbone",
                     remedy="use efficientnet_lite0 for a pretrained network without a download",
                 )
-            network = Backbone(small_resnet_body(), 128, n_classes, upscale=upscale or 1)
+            body: nn.Module = small_cnn_body() if name == "small_cnn" else small_resnet_body()
+            network = Backbone(body, 128, n_classes, upscale=upscale or 1)
         elif name == "efficientnet_lite0":
             body = _lite0_body(pretrained is not False)
             # This network was trained on images scaled to [-1, 1].
@@ -94,6 +108,15 @@ def backbone(
         elif name in ("resnet18", "resnet50"):
             body, width = _timm_body(f"{name}.tv_in1k", pretrained is not False)
             network = Backbone(body, width, n_classes, mean=IMAGENET_MEAN, std=IMAGENET_STD, upscale=upscale or 1)
+        elif name == "mlp":
+            if n_inputs is None:
+                raise CamlError(
+                    what="an mlp without n_inputs",
+                    expected="the length of the vectors that it takes",
+                    remedy="give n_inputs=x.shape[1], or choose a backbone for images",
+                )
+            body = nn.Sequential(nn.Linear(n_inputs, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU())
+            network = Backbone(body, 128, n_classes)
         else:
             raise CamlError(
                 what=f"unknown backbone {name!r}",
@@ -132,6 +155,19 @@ def small_resnet_body(widths: Sequence[int] = (16, 32, 64, 128)) -> nn.Sequentia
     ]
     for c_in, c_out in itertools.pairwise(widths):
         layers += [nn.MaxPool2d(2), ResidualBlock(c_in, c_out)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def small_cnn_body(widths: Sequence[int] = (32, 64, 128)) -> nn.Sequential:
+    """Three strided convolutions for digits: (B, 3, H, W) to (B, widths[-1]); a gradient takes a few milliseconds."""
+    layers: list[nn.Module] = []
+    for i, (c_in, c_out) in enumerate(itertools.pairwise((3, *widths))):
+        kernel = 3 if i else 5
+        layers += [
+            nn.Conv2d(c_in, c_out, kernel, stride=2, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(c_out),
+            nn.ReLU(),
+        ]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 

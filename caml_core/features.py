@@ -26,6 +26,21 @@ def predict(network: nn.Module, split: GroupDataset, device: torch.device, batch
 
 
 @torch.no_grad()
+def predict_with_features(
+    network: Backbone, split: GroupDataset, device: torch.device, batch_size: int = 512
+) -> tuple[Tensor, Tensor]:
+    """Logits float32 (N, C) and the features they are made from, float32 (N, D), in evaluation mode, on the CPU."""
+    network.eval()
+    logits, features = [], []
+    with autocast(device):
+        for batch in batches(split, batch_size, device=device):
+            z = network.features(batch.x)
+            features.append(z.float().cpu())
+            logits.append(network.head(z).float().cpu())
+    return torch.cat(logits), torch.cat(features)
+
+
+@torch.no_grad()
 def extract_features(
     network: Backbone, split: GroupDataset, device: torch.device, *, batch_size: int = 256, cache: bool = True
 ) -> GroupDataset:

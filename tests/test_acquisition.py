@@ -1,0 +1,150 @@
+"""Acquisition functions against their definitions, written out naively."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from caml_core.acquisition import ACQUISITIONS, Pool, acquire
+from caml_core.errors import CamlError
+
+
+def make_pool(n: int = 40, m: int = 6, d: int = 5, c: int = 3, seed: int = 0) -> Pool:
+    g = torch.Generator().manual_seed(seed)
+    head = nn.Linear(d, c)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(c, d, generator=g))
+        head.bias.zero_()
+        z = torch.randn(n, d, generator=g)
+        return Pool(head(z), z, torch.randn(m, d, generator=g), head)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def softmax(row: Tensor) -> list[float]:
+    e = [math.exp(float(v)) for v in row]
+    return [v / sum(e) for v in e]
+
+
+def naive_score(name: str, p: list[float]) -> float:
+    if name == "least_confidence":
+        return 1 - max(p)
+    if name == "margin":
+        return -(sorted(p)[-1] - sorted(p)[-2])
+    return -sum(v * math.log(v) for v in p)
+
+
+@pytest.mark.parametrize("name", ["least_confidence", "margin", "entropy"])
+def test_uncertainty_is_its_formula(name: str) -> None:
+    pool = make_pool()
+    scores = [naive_score(name, softmax(row)) for row in pool.logits]
+    expected = sorted(range(len(scores)), key=lambda i: -scores[i])[:7]
+    assert acquire(name, pool, 7, seeded()).tolist() == expected
+
+
+def test_core_set_is_greedy_k_centre() -> None:
+    pool = make_pool()
+    centres, expected = list(pool.labelled), []
+    for _ in range(8):
+        gap = [min(float((z - c).norm()) for c in centres) for z in pool.features]
+        expected.append(max(range(len(gap)), key=lambda i: gap[i]))
+        centres.append(pool.features[expected[-1]])
+    assert acquire("core_set", pool, 8, seeded()).tolist() == expected
+
+
+def test_badge_is_kmeans_plus_plus_on_whole_gradients() -> None:
+    pool = make_pool()
+    p = pool.logits.softmax(1)
+    rows = []
+    for i in range(len(p)):  # the gradient of -log p[guess] in the weights of the last layer, by autograd
+        w = pool.head.weight.detach().clone().requires_grad_()  # type: ignore[operator, union-attr]
+        logits = pool.features[i] @ w.T
+        (grad,) = torch.autograd.grad(-logits.log_softmax(0)[int(p[i].argmax())], w)
+        rows.append(grad.flatten())
+    g = torch.stack(rows).double()
+    chosen = [int(g.norm(dim=1).argmax())]
+    generator = seeded(3)
+    while len(chosen) < 10:
+        nearest = torch.stack([((g - g[j]) ** 2).sum(1) for j in chosen]).amin(0)
+        nearest[chosen] = 0
+        at = float(torch.rand((), generator=generator, dtype=torch.float64)) * float(nearest.sum())
+        total = 0.0
+        for i, value in enumerate(nearest.tolist()):
+            total += value
+            if total > at:
+                chosen.append(i)
+                break
+    assert acquire("badge", pool, 10, seeded(3)).tolist() == chosen
+
+
+def test_bald_is_mutual_information() -> None:
+    pool = make_pool()
+    generator, draws = seeded(1), []
+    for _ in range(20):
+        keep = torch.rand(pool.features.shape, generator=generator) >= 0.5
+        with torch.no_grad():
+            draws.append(pool.head(pool.features * keep * 2).softmax(1))
+    stack = torch.stack(draws).double()
+    mean = stack.mean(0)
+    information = -(mean * mean.log()).sum(1) + (stack * stack.log()).sum(2).mean(0)
+    assert (information > -1e-9).all()
+    expected = information.argsort(descending=True)[:5].tolist()
+    assert acquire("bald", pool, 5, seeded(1)).tolist() == expected
+    certain = Pool(pool.logits, torch.zeros_like(pool.features), pool.labelled, pool.head)
+    assert acquire("bald", certain, 3, seeded()).tolist() == [0, 1, 2]  # dropout changes nothing: all tied
+
+
+def test_typiclust_asks_for_the_middle_of_clusters_without_labels() -> None:
+    centres = torch.eye(5)[:3] * 10
+    g = seeded()
+    noise = [0.1 * torch.randn(n, 5, generator=g) for n in (30, 20, 10)]
+    z = torch.cat([c + e for c, e in zip(centres, noise)])
+    pool = Pool(torch.zeros(60, 2), z, centres[:1].clone(), nn.Linear(5, 2))
+    rows = acquire("typiclust", pool, 2, seeded()).tolist()
+    assert 30 <= rows[0] < 50 <= rows[1] < 60  # the labelled cluster is left out, the larger of the others first
+    middle = torch.nn.functional.normalize(z[30:50], dim=1)
+    spread = torch.cdist(middle, middle).topk(20, largest=False).values.mean(1)
+    assert rows[0] - 30 == int(spread.argmin())
+
+
+@pytest.mark.parametrize("name", ACQUISITIONS)
+@settings(max_examples=15, deadline=None)
+@given(n=st.integers(1, 40), k=st.integers(1, 40), copies=st.booleans(), seed=st.integers(0, 99))
+def test_any_pool_gives_k_different_rows_twice_the_same(name: str, n: int, k: int, copies: bool, seed: int) -> None:
+    pool = make_pool(n, seed=seed)
+    if copies:  # every row the same: all scores tied
+        same = {"logits": pool.logits[:1].expand(n, -1), "features": pool.features[:1].expand(n, -1)}
+        pool = Pool(**same, labelled=pool.labelled, head=pool.head)
+    k = min(k, n)
+    rows, again = (acquire(name, pool, k, seeded(seed)).tolist() for _ in range(2))
+    assert rows == again
+    assert len(set(rows)) == k
+    assert 0 <= min(rows) <= max(rows) < n
+    if copies and name in ("least_confidence", "margin", "entropy"):
+        assert rows == list(range(k))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "guess"}, "unknown acquisition 'guess'"),
+        ({"k": 41}, "a batch of 41 from a pool of 40"),
+        ({"k": 0}, "a batch of 0 from a pool of 40"),
+        ({"bad": "logits"}, "NaN or infinity"),
+        ({"bad": "features"}, "NaN or infinity"),
+    ],
+)
+def test_bad_input(change: dict[str, Any], message: str) -> None:
+    pool = make_pool()
+    if "bad" in change:
+        getattr(pool, change["bad"])[3, 0] = math.nan
+    with pytest.raises(CamlError, match=message):
+        acquire(change.get("name", "margin"), pool, change.get("k", 3), seeded())

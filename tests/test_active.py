@@ -1,0 +1,239 @@
+"""The active-learning loop: what a round does, what methods share, that a killed run ends the same."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import REAL_DATA, require, toy_split
+
+from caml_core import active
+from caml_core.active import METHODS, Plan, run_active, train_round
+from caml_core.backbones import Backbone, backbone
+from caml_core.data.dataset import GroupDataset
+from caml_core.errors import CamlError
+from caml_core.store import hash_state
+
+CPU = torch.device("cpu")
+SMALL = Plan(start=24, query=6, rounds=2, epochs=2, batch_size=8, lr=3e-3, weight_decay=0.0, alpha=0.1)
+
+
+def network() -> Backbone:
+    return backbone("small_cnn", 2)
+
+
+def run(plan: Plan = SMALL, pool: GroupDataset | None = None, **options: Any) -> list[dict[str, Any]]:
+    pool = toy_split(96) if pool is None else pool
+    return run_active(network, pool, toy_split(40, 1), toy_split(40, 2), plan, progress=False, **options)
+
+
+def untimed(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_its_rounds(method: str) -> None:
+    records = run(dataclasses.replace(SMALL, method=method))
+    if method == "erm_all":
+        assert [r["labels"] for r in records] == [96]
+        return
+    assert [r["labels"] for r in records] == [24, 30, 36]
+    asked = [row for r in records for row in r["queried"]]
+    assert len(set(asked)) == len(asked) == 12
+    pool = toy_split(96)
+    for r in records[1:]:
+        share = 100 * float(pool.is_minority[r["queried"]].double().mean())
+        assert r["batch_minority"] == pytest.approx(share)
+        assert 0 <= r["fit_queried"] <= 100
+        assert r["metrics"]["average"]["n"] == 40
+    assert untimed(records) == untimed(run(dataclasses.replace(SMALL, method=method)))
+
+
+def test_methods_differ_only_in_the_gradient() -> None:
+    """On the same labels: alpha 0 makes CAML up-weighting, one round makes it MLDG, and otherwise all differ."""
+    queries = [r["queried"] for r in run(dataclasses.replace(SMALL, method="append"))[1:]]
+    found: dict[str, str] = {}
+
+    def weights(name: str, **change: Any) -> str:
+        states: list[str] = []
+        rounds = change.get("rounds", 2)
+        run(
+            dataclasses.replace(SMALL, **change),
+            queries=queries[:rounds],
+            first_round=rounds,
+            on_round=lambda _, net, __: states.append(hash_state(net.state_dict())),
+        )
+        found[name] = states[0]
+        return states[0]
+
+    assert weights("append", method="append") != weights("upweight", method="upweight")
+    assert weights("caml alpha 0", method="caml", alpha=0.0) == found["upweight"]
+    assert weights("caml one round", method="caml", rounds=1) == weights("mldg one round", method="mldg", rounds=1)
+    names: dict[str, dict[str, Any]] = {
+        "caml": {},
+        "mldg": {"method": "mldg"},
+        "exact": {"order": "exact"},
+        "two": {"inner_steps": 2},
+    }
+    for name, change in names.items():
+        weights(name, **{"method": "caml", **change})
+    assert len({found[name] for name in ("append", "upweight", "caml", "mldg", "exact", "two")}) == 6
+
+
+def test_rare_labels_are_as_likely_as_common_ones() -> None:
+    pool = toy_split(96)
+    few = torch.cat([torch.where(pool.y == 0)[0], torch.where(pool.y == 1)[0][:4]])
+    odds = active._odds(pool.y[few])
+    assert float(odds[pool.y[few] == 0].sum()) == pytest.approx(float(odds[pool.y[few] == 1].sum()))
+
+
+def test_group_dro_moves_weight_to_the_worst_group() -> None:
+    weights = torch.full((4,), 0.25)
+    losses, group = torch.tensor([0.1, 0.1, 5.0, 1.0]), torch.tensor([0, 0, 2, 3])
+    value = active._dro(losses, group, weights)
+    raw = torch.tensor([1.0, 1.0, 1.0, 1.0]) * torch.exp(active.DRO_STEP * torch.tensor([0.1, 0.0, 5.0, 1.0]))
+    assert torch.allclose(weights, raw / raw.sum())
+    assert float(value) == pytest.approx(float(weights[0] * 0.1 + weights[2] * 5 + weights[3]))
+
+
+def test_jtt_draws_errors_more_often() -> None:
+    pool = toy_split(96)
+    sets = [torch.arange(40)]
+    plan = dataclasses.replace(SMALL, method="jtt", epochs=4)
+    odds = active._errors(network(), pool.x, pool, sets, toy_split(40, 1), plan, 0, CPU, None, None, None)
+    assert set(odds.tolist()) <= {1.0, active.JTT_UPWEIGHT}
+    assert len(odds) == 40
+
+
+def test_the_same_labels_can_be_bought_again() -> None:
+    bought = run(dataclasses.replace(SMALL, method="append"))
+    queries = [r["queried"] for r in bought[1:]]
+    again = run(dataclasses.replace(SMALL, method="append"), queries=queries)
+    assert untimed(again) == untimed(bought)
+    (last,) = run(dataclasses.replace(SMALL, method="append"), queries=queries, first_round=2)
+    assert untimed([last]) == untimed(bought[2:])
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({"alpha": -1.0}, {}, "alpha=-1.0"),
+        ({"alpha": float("nan")}, {}, "alpha=nan"),
+        ({"lr": 0.0}, {}, "lr=0.0"),
+        ({"method": "magic"}, {}, "method='magic'"),
+        ({"acquisition": "magic"}, {}, "acquisition='magic'"),
+        ({"order": "second"}, {}, "order='second'"),
+        ({"query": 0}, {}, "query=0"),
+        ({"rounds": -1}, {}, "rounds=-1"),
+        ({"query": 60}, {}, r"24 \+ 2 x 60 labels from a pool of 96"),
+        ({"start": 1}, {}, "no first label of class"),
+        ({}, {"first_round": 1}, "without queries"),
+        ({}, {"queries": [[1]]}, "1 batches for 2 rounds"),
+        ({}, {"queries": [[1], []]}, "an empty round"),
+        ({}, {"queries": [[1], [1]]}, "rows that repeat"),
+        ({}, {"queries": [[1], [96]]}, "outside the pool"),
+    ],
+)
+def test_bad_input(change: dict[str, Any], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(CamlError, match=message):
+        run(dataclasses.replace(SMALL, **change), **options)
+
+
+def test_an_empty_set_and_a_diverging_run_are_errors() -> None:
+    pool = toy_split(96)
+    with pytest.raises(CamlError, match="an empty set of labels in round 1"):
+        train_round(network(), pool.x, pool, [torch.arange(30), torch.arange(0)], toy_split(40, 1), SMALL, 0, CPU)
+    broken = pool.with_x(pool.x.float() * float("nan"))
+    with pytest.raises(CamlError, match="finite"):
+        run(pool=broken)
+
+
+def test_resume_refuses_another_configuration(tmp_path: Path) -> None:
+    run(work=tmp_path)
+    for change in ({"alpha": 0.2}, {"method": "append"}, {"epochs": 3}):
+        with pytest.raises(CamlError, match="belongs to another run"):
+            run(dataclasses.replace(SMALL, **change), work=tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(CamlError, match="belongs to another run"):
+        run(work=tmp_path, seed=1)
+
+
+CHILD = """
+import sys, json; sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+import torch; torch.set_num_threads(1)
+from test_active import run, untimed, SMALL
+import dataclasses
+plan = dataclasses.replace(SMALL, method=sys.argv[3], epochs=4, acquisition="badge")
+print(json.dumps(untimed(run(plan, work=Path(sys.argv[1])))), flush=True)
+"""
+KILLS = 8
+
+
+@pytest.mark.parametrize("method", ["caml", "jtt"])
+def test_killed_at_random_points_it_ends_the_same(tmp_path: Path, method: str) -> None:
+    """SIGKILL after a random number of checkpoints and a random delay: in a round, between rounds, in a write."""
+    here = str(Path(__file__).parent)
+    start = [sys.executable, "-c", CHILD]
+    whole = subprocess.run([*start, str(tmp_path / "whole"), here, method], capture_output=True, text=True, check=True)
+    work, rng, kills = tmp_path / "killed", random.Random(0), 0
+
+    def written() -> int:
+        return sum(file.stat().st_mtime_ns for file in work.glob("*")) if work.exists() else 0
+
+    child = subprocess.Popen([*start, str(work), here, method], stdout=subprocess.PIPE, text=True)
+    while kills < KILLS and child.poll() is None:
+        before = written()
+        while written() == before and child.poll() is None:
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.05)
+        if child.poll() is None:
+            os.kill(child.pid, signal.SIGKILL)
+            child.wait()
+            kills += 1
+            child = subprocess.Popen([*start, str(work), here, method], stdout=subprocess.PIPE, text=True)
+    assert child.communicate()[0] == whole.stdout
+    assert child.returncode == 0
+    assert kills >= 4
+
+
+def test_resnet18_from_scratch_runs_the_loop() -> None:
+    records = run_active(
+        lambda: backbone("resnet18", 2, pretrained=False),
+        toy_split(48),
+        toy_split(16, 1),
+        toy_split(16, 2),
+        dataclasses.replace(SMALL, start=16, rounds=1, epochs=1, acquisition="core_set"),
+        progress=False,
+    )
+    assert [r["labels"] for r in records] == [16, 22]
+
+
+def test_text_features_run_the_loop() -> None:
+    """Real sentences (`bias_madlibs_77k.csv`), hashed words as features: CAML learns from them."""
+    require(REAL_DATA, "the sentences of CAML_DATA are needed")
+    file = Path(REAL_DATA or "") / "conversationai/unintended-ml-bias-analysis/bias_madlibs_77k.csv"
+    with open(file, encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))[::40]
+    x = torch.zeros(len(rows), 256)
+    for i, row in enumerate(rows):
+        for word in row["Text"].lower().split():
+            x[i, int(hashlib.md5(word.strip(".,!").encode()).hexdigest(), 16) % 256] = 1
+    y = torch.tensor([row["Label"] == "BAD" for row in rows]).long()
+    a = torch.tensor(["gay" in row["Text"].lower() for row in rows]).long()
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    whole = GroupDataset(x, y, a, class_names=("fine", "bad"), attribute_names=("other", "gay"))
+    pool, val, test = (whole.subset(part) for part in order.tensor_split((1200, 1500)))
+    plan = Plan(start=200, query=50, rounds=2, epochs=8, lr=1e-3, weight_decay=0.0, alpha=0.1, select="average")
+    records = run_active(lambda: backbone("mlp", 2, n_inputs=256), pool, val, test, plan, progress=False)
+    assert records[-1]["metrics"]["average"]["value"] > 75
