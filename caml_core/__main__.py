@@ -33,7 +33,7 @@ ERM = {
     "full": {"epochs": 50, "batch_size": 64, "lr": 1e-3, "weight_decay": 1e-4, "select": "average"},
 }
 ACTIVE: dict[str, dict[str, Any]] = {
-    "quick": {"start": 600, "query": 50, "epochs": 25, "lr": 1e-3, "weight_decay": 1e-4, "alpha": 0.1},
+    "quick": {"start": 600, "query": 50, "epochs": 60, "lr": 1e-3, "weight_decay": 1e-4, "alpha": 0.1},
     "full": {},  # those of caml_core.active.Plan
 }
 

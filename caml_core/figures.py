@@ -23,6 +23,15 @@ from caml_core.book_renderer import use_book_renderer
 LABEL, ATTRIBUTE = "#0072B2", "#E69F00"
 MAJORITY, MINORITY = "#7A93AC", "#D55E00"
 CHANCE = "#8C8C8C"
+# One colour a method in the whole book.
+METHOD_COLOURS = {
+    "append": "#7A7A7A",
+    "upweight": "#E69F00",
+    "mldg": "#56B4E9",
+    "caml": "#0072B2",
+    "caml exact": "#CC79A7",
+    "balanced": "#009E73",
+}
 
 pio.templates["book"] = go.layout.Template(
     layout={
@@ -203,3 +212,47 @@ def accuracy_curves(history: Sequence[Mapping[str, Any]], *, title: str, chance:
                 style = {"mode": "markers", "marker": {"color": colour, "symbol": "circle-open", "size": 9}}
             figure.add_trace(go.Scatter(x=epochs, y=values, name=f"{name}, {split}", **style))
     return add_chance(figure, chance)
+
+
+def curves_with_band(
+    x: Sequence[float],
+    curves: Mapping[str, np.ndarray],
+    *,
+    title: str,
+    x_title: str,
+    y_title: str,
+    colours: Mapping[str, str] | None = None,
+) -> go.Figure:
+    """One line a method, the mean over seeds, in a band of one standard deviation either side.
+
+    Args:
+        curves: for each name float (seeds, len(x)); with one seed there is no band.
+        colours: of the names; default `METHOD_COLOURS`, then the template's.
+    """
+    figure = go.Figure()
+    palette = list(pio.templates["book"].layout.colorway)
+    for i, (name, values) in enumerate(curves.items()):
+        colour = {**METHOD_COLOURS, **(colours or {})}.get(name, palette[i % len(palette)])
+        mean = np.mean(values, axis=0)
+        if len(values) > 1:
+            spread = np.std(values, axis=0, ddof=1)
+            figure.add_scatter(
+                x=[*x, *list(x)[::-1]],
+                y=[*(mean + spread), *(mean - spread)[::-1]],
+                fill="toself",
+                fillcolor=colour,
+                opacity=0.15,
+                line={"width": 0},
+                hoverinfo="skip",
+                showlegend=False,
+                legendgroup=name,
+            )
+        figure.add_scatter(
+            x=list(x),
+            y=mean.tolist(),
+            name=name,
+            mode="lines+markers",
+            line={"color": colour, "width": 2.5},
+            legendgroup=name,
+        )
+    return figure.update_layout(title=title, xaxis_title=x_title, yaxis_title=y_title)

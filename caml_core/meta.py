@@ -100,15 +100,27 @@ def meta_gradient(
 
 
 def flatten(network: nn.Module) -> Tensor:
-    """A copy of all parameters as one vector, float (P,), in the order of `network.parameters()`."""
-    return torch.cat([p.detach().reshape(-1) for p in network.parameters()])
+    """A copy of all parameters as one vector, float (P,), in the order of `network.parameters()`.
+
+    Kernels (C_out, C_in, h, w) lie in it channels last, the layout that convolutions are fast in.
+    """
+    pieces = [p.detach().permute(0, 2, 3, 1) if p.ndim == 4 else p.detach() for p in network.parameters()]
+    return torch.cat([piece.reshape(-1) for piece in pieces])
+
+
+def _shaped(piece: Tensor, shape: torch.Size) -> Tensor:
+    """A stretch of the flat vector as the parameter of this shape; a view."""
+    if len(shape) == 4:
+        c_out, c_in, h, w = shape
+        return piece.view(c_out, h, w, c_in).permute(0, 3, 1, 2)
+    return piece.view(shape)
 
 
 def add_to_gradient(network: nn.Module, vector: Tensor) -> None:
     """Add a flat gradient (P,) to the `.grad` of each parameter."""
     parameters = list(network.parameters())
     for parameter, piece in zip(parameters, vector.split([p.numel() for p in parameters])):
-        piece = piece.view_as(parameter)
+        piece = _shaped(piece, parameter.shape)
         parameter.grad = piece.clone() if parameter.grad is None else parameter.grad + piece
 
 
@@ -126,7 +138,7 @@ def loss_at(network: nn.Module, device: torch.device) -> Loss:
     stacked: dict[int, dict[str, Tensor]] = {}  # the same, once a seed
 
     def one(theta: Tensor, buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        pieces = {name: piece.view(shape) for name, piece, shape in zip(names, theta.split(sizes), shapes)}
+        pieces = {name: _shaped(piece, shape) for name, piece, shape in zip(names, theta.split(sizes), shapes)}
         with autocast(device):
             logits = functional_call(network, (pieces, buffers), (x,))
             return F.cross_entropy(logits.float() if logits.dtype == torch.bfloat16 else logits, y)

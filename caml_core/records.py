@@ -101,6 +101,34 @@ def mean_and_spread(records: Sequence[dict[str, Any]], metric: str) -> tuple[flo
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
+def paired_difference(
+    records: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]], metric: str
+) -> dict[str, float]:
+    """Mean of the differences seed by seed, in points, with the 95% interval of Student's t.
+
+    Returns:
+        `mean`, `low`, `high`, `n` (seeds); the interval is nan with fewer than two seeds.
+
+    Raises:
+        CamlError: the two do not have the same seeds.
+    """
+    values = [{r["seed"]: r["metrics"][metric]["value"] for r in side} for side in (records, baseline)]
+    if values[0].keys() != values[1].keys() or not values[0]:
+        raise CamlError(
+            what=f"seeds {sorted(values[0])} against {sorted(values[1])}",
+            expected="the same seeds on both sides",
+            remedy="run the missing seeds, or compare the common ones",
+        )
+    difference = np.array([values[0][seed] - values[1][seed] for seed in values[0]])
+    n, mean = len(difference), float(difference.mean())
+    if n < 2:
+        return {"mean": mean, "low": float("nan"), "high": float("nan"), "n": n}
+    from scipy import stats
+
+    half = float(stats.t.ppf(0.975, n - 1) * difference.std(ddof=1) / np.sqrt(n))
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
+
+
 def describe(records: Sequence[dict[str, Any]]) -> str:
     """One Markdown line on where stored numbers come from, printed wherever they are shown."""
     first = records[0]["provenance"]

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from caml_core.data import drawn_digits
 from caml_core.data.dataset import GroupDataset, assign_attributes, check_rho
 from caml_core.data.sources import images
 from caml_core.errors import CamlError
@@ -24,6 +25,8 @@ COLOURS = ("red", "orange", "yellow", "lime", "green", "cyan", "azure", "blue", 
 def load(
     *,
     classes: int = 5,
+    digits: str = "mnist",
+    magnitude: float = 1.0,
     rho: float = 0.95,
     n_train: int = 10000,
     n_val: int = 2000,
@@ -35,27 +38,32 @@ def load(
 
     Args:
         classes: 5 for SpuCoMNIST's pairs, 10 for single digits.
+        digits: "mnist", or "drawn" by the program (`caml_core.data.drawn_digits`), which needs no data.
+        magnitude: share of background pixels that carry the colour, in (0, 1]; the less, the harder the shortcut.
         rho: share of majority examples in training, the same for each class, in [0.5, 1].
         n_train, n_val, n_test: sizes (rounded down to a multiple of the classes); each digit image is used once.
         seed: fixes every draw.
 
     Raises:
-        CamlError: classes other than 5 and 10, rho out of range, too many images asked for, or MNIST not to be had.
+        CamlError: an option out of range, too many images asked for, or MNIST not to be had.
     """
     check_rho(rho)
-    if classes not in (5, 10):
+    if classes not in (5, 10) or digits not in ("mnist", "drawn") or not 0 < magnitude <= 1:
         raise CamlError(
-            what=f"classes = {classes}",
-            expected="5 (pairs of digits) or 10 (single digits)",
-            remedy="choose one of them",
+            what=f"classes = {classes}, digits = {digits!r}, magnitude = {magnitude}",
+            expected="classes 5 (pairs) or 10 (single digits); digits 'mnist' or 'drawn'; magnitude in (0, 1]",
+            remedy="correct the option",
         )
-    digits = 10 // classes  # in one class
+    in_one_class = 10 // classes
     hues = np.arange(classes) / classes
     palette = np.array([colorsys.hsv_to_rgb(hue, 1.0, 1.0) for hue in hues], np.float32)
     rng = np.random.default_rng([seed, 0x5C0])
-    sources = {split: images("mnist", split, data_dir) for split in ("train", "test")}
+    sources = {
+        split: images("mnist", split, data_dir) if digits == "mnist" else drawn_digits.images(split)
+        for split in ("train", "test")
+    }
     pools = {
-        split: [rng.permutation(np.flatnonzero(source.labels // digits == y)) for y in range(classes)]
+        split: [rng.permutation(np.flatnonzero(source.labels // in_one_class == y)) for y in range(classes)]
         for split, source in sources.items()
     }
     splits = []
@@ -64,7 +72,7 @@ def load(
         if any(len(pool) < count for pool in pools[split]):
             raise CamlError(
                 what=f"MNIST ({split}) has too few digits left for {count} of each class",
-                expected="n_train + n_val of at most 54,000, n_test of at most 8,900",
+                expected="n_train + n_val of at most 54,000 and n_test of at most 8,900 (drawn: 20,000 and 10,000)",
                 remedy="ask for fewer with n_train, n_val or n_test",
             )
         rows = np.concatenate([pool[:count] for pool in pools[split]])
@@ -73,7 +81,10 @@ def load(
         a = assign_attributes(y, classes, share, rng)
         order = rng.permutation(len(y))
         ink = sources[split].pixels[rows[order]].astype(np.float32)[:, None] / 255  # (N, 1, 28, 28)
-        x = ink + (1 - ink) * palette[a[order]][:, :, None, None]  # white digit on its colour
+        ground = palette[a[order]][:, :, None, None]  # white digit on its colour
+        if magnitude < 1:
+            ground = ground * (rng.random(ink.shape, dtype=np.float32) < magnitude)
+        x = ink + (1 - ink) * ground
         splits.append(
             GroupDataset(
                 torch.from_numpy((x * 255).round().astype(np.uint8)),
@@ -81,7 +92,7 @@ def load(
                 torch.from_numpy(a[order]),
                 class_names=PAIRS if classes == 5 else [str(k) for k in range(10)],
                 attribute_names=COLOURS[:: 10 // classes],
-                source=f"mnist from {sources[split].origin}",
+                source=f"{digits} digits from {sources[split].origin}",
             )
         )
     train, val, test = splits
