@@ -1,6 +1,6 @@
 """CAML's meta-gradient: every round of active learning is a task, under an inductive bias that accumulates.
 
-Chew and Wang, "Cumulative active meta-learning", arXiv 2605.20771. Round t gives the task (D_{t-1}, Q_t): adapt on
+Chew and Wang, arXiv 2605.20771. Round t gives the task (D_{t-1}, Q_t): adapt on
 what was labelled before the round, be judged on what the round queried. With g(theta, B) the gradient of the mean
 cross-entropy of a batch:
 
@@ -49,7 +49,8 @@ def meta_gradient(
     """The mean meta-test gradient over the rounds, c / R.
 
     First order takes d theta' / d theta as the identity: 2R gradients, and memory for theta, theta', c and one
-    gradient. Exact is the gradient of
+    gradient. It errs by O(alpha), the size of the adaptation's own effect on the gradient (chapter 06). Exact is the
+    gradient of
 
         M(theta) = 1/R sum_t L(theta'_t(theta), Q_t)
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from caml_core.__main__ import main, parse_options
+from benchmarks import tables
+from caml_core.__main__ import main, parse_options, parser, settings
+from caml_core.active import Plan
 from caml_core.errors import CamlError
-from caml_core.records import describe, mean_and_spread, read_records, stored
+from caml_core.records import describe, mean_and_spread, paired_difference, read_records, stored
 
 SMALL = ["--option", "n_train=60", "--option", "n_val=20", "--option", "n_test=40"]
 
@@ -158,3 +160,66 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(tmp_path: Path)
     assert "lr differ" in other.stderr
     subprocess.run(command(stopped), check=True, capture_output=True)
     assert _without_times(read_records(stopped)) == _without_times(read_records(whole))
+
+
+ACTIVE = [
+    *("--dataset", "spuco_mnist", "--option", "digits=drawn", "--option", "n_train=300", "--option", "n_val=50"),
+    *("--option", "n_test=50", "--backbone", "small_cnn", "--device", "cpu", "--start", "60", "--query", "10"),
+    *("--rounds", "2", "--epochs", "2"),
+]
+
+
+def test_active_learning_and_its_labels_bought_again(tmp_path: Path) -> None:
+    append, caml = tmp_path / "append.json", tmp_path / "caml.json"
+    assert main(["run", "append", *ACTIVE, "--acquisition", "margin", "--seed", "0", "1", "--out", str(append)]) == 0
+    records = read_records(append)
+    for record in records:
+        assert [r["labels"] for r in record["rounds"]] == [60, 70, 80]
+        assert record["config"]["acquisition"] == "margin"
+        assert record["config"]["profile"] == "quick"
+    again = ["--queries-from", str(append), "--order", "exact", "--alpha", "0.3", "--inner-steps", "2"]
+    assert main(["run", "caml", *ACTIVE, *again, "--seed", "1", "--out", str(caml)]) == 0
+    (record,) = read_records(caml)
+    (last,) = record["rounds"]
+    assert last["queried"] == records[1]["rounds"][2]["queried"]
+    assert (record["config"]["alpha"], record["config"]["order"], record["config"]["inner_steps"]) == (0.3, "exact", 2)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--alpha", "-1"], "alpha=-1.0"),
+        (["--acquisition", "oracle"], "acquisition='oracle'"),
+        (["--query", "500"], "60 + 2 x 500 labels from a pool of 300"),
+        (["--queries-from", "nothing.json"], "nothing.json is not a readable file of records"),
+    ],
+)
+def test_active_learning_errors(tmp_path: Path, capsys: Any, more: list[str], message: str) -> None:
+    assert main(["run", "caml", *ACTIVE, *more, "--out", str(tmp_path / "r.json")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_paired_differences() -> None:
+    def runs(values: list[float], seeds: list[int]) -> list[dict[str, Any]]:
+        return [{"seed": s, "metrics": {"minority": {"value": v}}} for s, v in zip(seeds, values)]
+
+    found = paired_difference(runs([30, 41, 52], [0, 1, 2]), runs([50, 20, 40], [2, 0, 1]), "minority")
+    assert found["mean"] == pytest.approx((10 + 1 + 2) / 3)
+    half = 4.302653 * (((10 - 13 / 3) ** 2 + (1 - 13 / 3) ** 2 + (2 - 13 / 3) ** 2) / 2) ** 0.5 / 3**0.5
+    assert (found["low"], found["high"]) == pytest.approx((13 / 3 - half, 13 / 3 + half), rel=1e-5)
+    with pytest.raises(CamlError, match="the same seeds"):
+        paired_difference(runs([1], [0]), runs([1], [1]), "minority")
+
+
+def test_tables_list_each_run_once_after_its_labels() -> None:
+    """The lists of long runs are well-formed: unique names, labels bought first, arguments that parse."""
+    for jobs in tables.TABLES.values():
+        names: set[str] = set()
+        for name, command, bought in jobs():
+            assert name not in names
+            assert bought is None or bought in names
+            names.add(name)
+            parsed = parser().parse_args(["run", *command, "--out", "x.json"])
+            if parsed.method != "erm":
+                Plan(method=parsed.method, **settings(parsed))

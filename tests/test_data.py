@@ -150,6 +150,23 @@ def test_spuco_mnist(small_sources: Path) -> None:
     assert set(strongest[train.a == 0].tolist()) == {0}  # red
     with pytest.raises(CamlError, match="too few digits"):
         load("spuco_mnist", n_train=10**5)
+    for wrong in ({"classes": 3}, {"digits": "roman"}, {"magnitude": 0.0}):
+        with pytest.raises(CamlError, match="correct the option"):
+            load("spuco_mnist", **wrong)
+
+
+def test_ten_drawn_digits_need_no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn by the program, the same each time, one colour a digit on the asked share of the background."""
+    monkeypatch.delenv("CAML_DATA", raising=False)
+    options = {"classes": 10, "digits": "drawn", "magnitude": 0.25, "n_train": 500, "n_val": 100, "n_test": 100}
+    (train, val, test), (again, *_) = (load("spuco_mnist", rho=0.8, **options) for _ in range(2))
+    assert train.content_hash() == again.content_hash()
+    assert (train.y == train.a).double().mean() == pytest.approx(0.8)
+    assert (val.group_counts == 1).all()
+    assert test.class_names == tuple("0123456789")
+    background = train.x[train.a == 0][:, 0, 0]  # first row of red images, where no digit reaches
+    assert 0.2 < float((background == 255).double().mean()) < 0.3
+    assert len(torch.unique(train.x.amax(1).float().mean((1, 2)))) > 400  # no two digits alike
 
 
 @pytest.mark.parametrize(
