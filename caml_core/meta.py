@@ -77,7 +77,7 @@ def meta_gradient(
             expected="at least one task, alpha of at least 0, one inner step or more, order 'first' or 'exact'",
             remedy="correct the setting (before the first query there is nothing to meta-learn: train plainly)",
         )
-    exact = order == "exact" and alpha > 0
+    exact = order == "exact" and bool(alpha > 0)
     theta = theta.detach().requires_grad_()
     c = torch.zeros_like(theta)
     objective = torch.zeros((), dtype=theta.dtype, device=theta.device)
