@@ -207,9 +207,11 @@ def test_killed_at_random_points_it_ends_the_same(tmp_path: Path, method: str) -
     assert kills >= 4
 
 
-def test_resnet18_from_scratch_runs_the_loop() -> None:
+@pytest.mark.parametrize("name", ["small_resnet", "resnet18", "efficientnet_lite0"])
+def test_other_networks_run_the_loop(name: str) -> None:
+    """From scratch, and pretrained weights that are retrained from the same start in every round."""
     records = run_active(
-        lambda: backbone("resnet18", 2, pretrained=False),
+        lambda: backbone(name, 2, pretrained=name == "efficientnet_lite0"),
         toy_split(48),
         toy_split(16, 1),
         toy_split(16, 2),
