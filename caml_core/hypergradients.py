@@ -9,7 +9,7 @@ from (W_0, b_0) and scoring it on a hard set V gives an outer loss F(H); this fi
 | `adjoint` | the same, by hand, in Gram space: exact | one S x S matrix, T products S x S x C |
 | `adjoint(last=k)`, `first_order` | the last k steps; no step feeding into a later one | the same or less |
 | `implicit` | the minimum of a regularised inner problem, by conjugate gradients | a Newton solve, 50 products |
-| `neumann`, `kfac` | the same with other inverses: a power series, a Kronecker product | 50 products; two eigenproblems |
+| `neumann`, `kfac` | the same with other inverses: a power series, a Kronecker product | 50 products, 2 eigenproblems |
 
 **The adjoint.** Write h~ = (h, 1) for a feature vector with its bias, P_t = softmax(Z_t) and R_t = P_t - Y for the
 probabilities and residuals of the support set at step t, G = H H' + 1 for its Gram matrix. Then the whole of training
