@@ -147,8 +147,8 @@ for name, c_over_r in steps.items():
     )  # fmt: skip
 figure.update_layout(
     title="One step from the origin: what is already given is not paid twice",
-    xaxis_title="first parameter",
-    yaxis_title="second parameter",
+    xaxis={"title": "first parameter", "range": [-0.2, 2.3]},
+    yaxis={"title": "second parameter", "range": [-0.2, 3]},
 )
 
 # %% [markdown]
@@ -324,7 +324,7 @@ assert 0 < differences["caml − upweight"]["mean"] < 8
 assert differences["caml − append, 11 x epochs"]["high"] < 0
 
 # %% [markdown]
-# Read the figure from the bottom up, from the weakest control to the strongest.
+# Read the figure from the top down, from the weakest control to the strongest.
 #
 # - **Against append, at the same number of steps**, CAML gains a lot. This is the comparison of the paper, and its
 # size is that of the paper's best gain.

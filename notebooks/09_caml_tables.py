@@ -225,21 +225,23 @@ from plotly.subplots import make_subplots
 
 RHO, START = (0.9, 0.95, 0.98), (300, 600, 1500)
 figure = make_subplots(
-    1, 2, subplot_titles=("caml − append", "caml − upweight"),
-    shared_yaxes=True,
+    2, 1, subplot_titles=("caml − append", "caml − upweight"),
+    vertical_spacing=0.2,
 )  # fmt: skip
-for column, baseline in ((1, "append"), (2, "upweight")):
+for row, baseline in ((1, "append"), (2, "upweight")):
     z = [[gain(baseline, rho=r, start=s) for s in START] for r in RHO]
+    text = [
+        ["not run" if v is None else f"{v:+.1f}" for v in line] for line in z
+    ]
     figure.add_heatmap(
-        z=z, x=[str(s) for s in START], y=[str(r) for r in RHO],
-        text=[["not run" if v is None else f"{v:+.1f}" for v in row] for row in z],
-        texttemplate="%{text}", coloraxis="coloraxis", row=1, col=column,
+        z=z, x=[str(s) for s in START], y=[str(r) for r in RHO], text=text,
+        texttemplate="%{text}", coloraxis="coloraxis", row=row, col=1,
     )  # fmt: skip
 figure.update_xaxes(title="labels at the start", type="category")
-figure.update_yaxes(title="spurious strength ρ", col=1)
-figure.update_yaxes(type="category")
+figure.update_yaxes(title="spurious strength ρ", type="category")
 figure.update_layout(
     title="Gain of CAML over two controls, minority accuracy",
+    height=640,
     margin_t=90,
     coloraxis={
         "colorscale": "RdBu",
@@ -249,8 +251,8 @@ figure.update_layout(
 )
 
 # %% [markdown]
-# Read the left map first. The gain over *append* is positive in every cell, and next to nothing in the corner where the
-# shortcut is strongest and labels are fewest. The right map, the gain over up-weighting, is pale and has both signs: a
+# Read the upper map first. The gain over *append* is positive in every cell, and next to nothing in the corner where the
+# shortcut is strongest and labels are fewest. The lower map, the gain over up-weighting, is pale and has both signs: a
 # few points either way, which one seed cannot tell from nothing. The same settings one at a time:
 
 # %%
