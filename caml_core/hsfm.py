@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from caml_core.data.dataset import GroupDataset
+from caml_core.device import stream_seed
 from caml_core.errors import CamlError
 from caml_core.hypergradients import HYPERGRADIENTS, How, Problem, hypergradient, one_hot
 from caml_core.metrics import wilson
@@ -125,6 +127,7 @@ def draw_support(train: GroupDataset, n: int, seeds: Sequence[int]) -> Tensor:
     return torch.stack(rows)
 
 
+@torch.no_grad()
 def hsfm(
     train: GroupDataset,
     val: GroupDataset,
@@ -149,12 +152,13 @@ def hsfm(
             epoch 0 before the first; tensors must not be changed.
 
     Raises:
-        CamlError: NaN in features or head, too few examples of a class, widths that do not fit, an inner loop that
-            diverges.
+        CamlError: NaN in features or head, too few examples of a class, widths that do not fit, other than B heads or
+            step sizes, an inner loop that diverges.
     """
     device = device or torch.device("cpu")
     n_classes, b = len(train.class_names), len(seeds)
     _check(train, val, weight, bias, settings)
+    _check_batch(b, weight, bias, alpha, eta)
     rows = draw_support(train, settings.support, seeds)
     before = train.x[rows].to(device)
     y = train.y[rows].to(device)
@@ -173,6 +177,7 @@ def hsfm(
     accuracies, averages, losses, scores = [], [], [], []
     best = torch.zeros(b, dtype=torch.long, device=device)
     chosen = [weight.clone(), bias.clone(), h.clone()]
+    saturated = torch.zeros(b, dtype=torch.bool, device=device)
     for epoch in range(settings.epochs + 1):
         if epoch > 0:
             hard = hard_rows(logits, val, settings, seeds, epoch)
@@ -183,9 +188,11 @@ def hsfm(
                 answer = hypergradient(problem, settings.hypergradient, alpha=step_head, steps=settings.steps)
                 if edit == 0:
                     losses.append(answer.loss)
+                if edit == settings.edits - 1:
+                    _refuse_divergence(h, weight, bias, answer.weight, answer.bias, target, epoch)
                 norm = answer.gradient.flatten(1).norm(dim=1)
+                saturated |= norm == 0
                 edit_state.step(h, answer.gradient * (settings.clip / norm.clamp_min(settings.clip))[:, None, None])
-            _refuse_divergence(h, weight, bias, answer.weight, answer.bias, target, epoch)
             for _ in range(settings.steps):
                 residual = ((h @ weight.mT + bias[:, None]).softmax(dim=-1) - target) / h.shape[1]
                 weight_state.step(weight, residual.mT @ h)
@@ -208,6 +215,12 @@ def hsfm(
                 kept[better] = now[better]
         if on_epoch is not None:
             on_epoch(epoch, h, weight, bias, first_hard if epoch == 0 else hard)
+    if saturated.any():
+        warnings.warn(
+            f"{int(saturated.sum())} of {b} problems met a hypergradient of exactly 0: the head fits the support set "
+            "so well that it learns nothing from it any more. Lower eta, or take more support examples.",
+            stacklevel=2,
+        )
     return Edits(
         chosen[0], chosen[1], best, before, chosen[2], y, rows, torch.stack(accuracies), torch.stack(averages),
         torch.stack(losses),
@@ -237,7 +250,7 @@ def hard_rows(logits: Tensor, val: GroupDataset, settings: Settings, seeds: Sequ
     """
     y = val.y.to(logits.device)
     if settings.hard_set == "random":
-        generators = [torch.Generator().manual_seed(seed * 1_000_003 + epoch) for seed in seeds]
+        generators = [torch.Generator().manual_seed(stream_seed(seed, epoch)) for seed in seeds]
         score = torch.stack([torch.rand(len(val), generator=g) for g in generators]).to(logits.device)
     else:
         score = -logits.log_softmax(dim=-1).gather(-1, y.expand(logits.shape[:2])[..., None])[..., 0]
@@ -309,8 +322,8 @@ def _refuse_divergence(
         )
 
 
-def _enough(split: GroupDataset, n: int, kind: str) -> None:
-    counts = torch.bincount(split.y, minlength=len(split.class_names))
+def _enough(split: GroupDataset, n: int, kind: str, rows: Tensor | slice = slice(None)) -> None:
+    counts = torch.bincount(split.y[rows], minlength=len(split.class_names))
     if int(counts.min()) < n:
         few = int(counts.argmin())
         raise CamlError(
@@ -346,4 +359,18 @@ def _check(train: GroupDataset, val: GroupDataset, weight: Tensor, bias: Tensor,
                 remedy="extract the features again and standardise them (constant columns become 0)",
             )
     _enough(train, settings.support, "support")
-    _enough(val, settings.hard, "hard")
+    _enough(val, settings.hard, "hard", val.is_minority if settings.hard_set == "minority" else slice(None))
+
+
+def _check_batch(b: int, weight: Tensor, bias: Tensor, alpha: Tensor | None, eta: Tensor | None) -> None:
+    heads = {"weight": weight.shape[:-2], "bias": bias.shape[:-1]}
+    wrong = [f"{name} for {list(shape)} problems" for name, shape in heads.items() if tuple(shape) not in ((), (b,))]
+    for name, sizes in (("alpha", alpha), ("eta", eta)):
+        if sizes is not None and (sizes.shape != (b,) or not bool(((sizes > 0) & (sizes < math.inf)).all())):
+            wrong.append(f"{name}={sizes.tolist()}")
+    if b < 1 or wrong:
+        raise CamlError(
+            what=f"{b} seeds" + "".join(f", {part}" for part in wrong),
+            expected="at least one seed, and one head or one for each seed; steps above 0, one for each seed",
+            remedy="repeat a seed for each further setting",
+        )

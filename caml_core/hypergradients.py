@@ -41,6 +41,7 @@ from torch import Tensor
 from caml_core.errors import CamlError
 
 How = Literal["adjoint", "unrolled", "first_order", "implicit", "neumann", "kfac"]
+GRAM_UP_TO = 96  # support examples for which the Gram matrix pays (measured between 64 and 128, D = 2,048)
 HYPERGRADIENTS: tuple[How, ...] = ("adjoint", "unrolled", "first_order", "implicit", "neumann", "kfac")
 
 
@@ -69,6 +70,7 @@ class Answer(NamedTuple):
     bias: Tensor  # float (B, C)
 
 
+@torch.no_grad()
 def hypergradient(problem: Problem, how: How = "adjoint", *, alpha: float | Tensor, steps: int) -> Answer:
     """One of the functions below by its name; `implicit`, `neumann` and `kfac` take 1/(alpha T) for their regulariser.
 
@@ -90,7 +92,8 @@ def hypergradient(problem: Problem, how: How = "adjoint", *, alpha: float | Tens
         shared = {"hard", "hard_y"}
         problem = Problem(**{k: v if v is None or k in shared else v[None] for k, v in problem._asdict().items()})
     if how in ("unrolled", "adjoint", "first_order"):
-        unroll = {"unrolled": unrolled, "adjoint": adjoint, "first_order": first_order}[how]
+        sweep = adjoint if problem.support.shape[1] <= GRAM_UP_TO else adjoint_in_weights
+        unroll = {"unrolled": unrolled, "adjoint": sweep, "first_order": first_order}[how]
         answer = unroll(problem, alpha=alpha, steps=steps)
     else:
         solver: Solver = "cg" if how == "implicit" else how  # type: ignore[assignment]
@@ -171,7 +174,12 @@ def adjoint(problem: Problem, *, alpha: float | Tensor, steps: int, last: int | 
         alpha: size of an inner step, one number or (B,).
         steps: T.
         last: differentiate only through the last so many steps (a truncated sweep); None: through all.
+
+    Raises:
+        CamlError: `last` below 1.
     """
+    if last is not None and last < 1:
+        raise CamlError(what=f"last={last}", expected="at least 1 step, or None", remedy="correct the setting")
     h = problem.support
     rate = _per_problem(alpha, h) / h.shape[1]
     gram, p, r, weight, bias = _train(problem, rate, steps)
@@ -201,6 +209,34 @@ def _pair(left: Tensor, right: Tensor) -> Tensor:
     return left.permute(1, 2, 0, 3).flatten(2) @ right.permute(1, 0, 3, 2).flatten(1, 2)
 
 
+def adjoint_in_weights(problem: Problem, *, alpha: float | Tensor, steps: int) -> Answer:
+    """The same reverse sweep with W_t itself in place of the Gram matrix: better for support sets above `GRAM_UP_TO`.
+
+    With X_T = M and X_t = X_{t+1} + B_t' H~ the adjoint of W_t, a step adds B_t W_t - (alpha/S) R_t X_{t+1} to dF/dH.
+    It costs T products S x D x C each way, where the Gram matrix costs one S x S x D and T of S x S x C.
+    """
+    h = problem.support
+    rate = _per_problem(alpha, h) / h.shape[1]
+    h1 = torch.cat([h, torch.ones_like(h[..., :1])], dim=-1)  # H~
+    y = one_hot(problem.support_y, problem.bias.shape[-1], h)
+    w = torch.cat([problem.weight, problem.bias[..., None]], dim=-1)
+    path = []
+    for _ in range(steps):
+        p = (h1 @ w.mT).softmax(dim=-1)
+        path.append((w, p, rate * (p - y)))
+        w = w - path[-1][2].mT @ h1
+    weight, bias = w[..., :-1], w[..., -1]
+    loss, m, m_bias = _outer(problem, weight, bias)
+    x = torch.cat([m, m_bias[..., None]], dim=-1)
+    left, right = [], []
+    for w, p, r in reversed(path):
+        b = _through_softmax(-rate * (h1 @ x.mT), p)
+        left += [b, -r]
+        right += [w[..., :-1], x[..., :-1]]
+        x = x + b.mT @ h1
+    return Answer(loss, torch.cat(left, dim=-1) @ torch.cat(right, dim=-2), weight, bias)
+
+
 def first_order(problem: Problem, *, alpha: float | Tensor, steps: int) -> Answer:
     """The T steps as if none changed what a later one does: d W_{t+1} / d W_t taken as the identity.
 
@@ -215,6 +251,7 @@ def first_order(problem: Problem, *, alpha: float | Tensor, steps: int) -> Answe
     return Answer(loss, _assemble(problem, rate, _pair(b, before), b.sum(dim=0), r.sum(dim=0), m), weight, bias)
 
 
+@torch.enable_grad()
 def unrolled(problem: Problem, *, alpha: float | Tensor, steps: int) -> Answer:
     """The reference: the T steps written as one would, differentiated by autograd."""
     h = problem.support.detach().requires_grad_()
@@ -259,6 +296,7 @@ def solve_head(problem: Problem, strength: float | Tensor, *, iterations: int = 
         return -(log_p * y).sum(dim=(1, 2)) / n + 0.5 * mu[:, 0, 0] * (a * (gram @ a)).sum(dim=(1, 2))
 
     a = torch.zeros_like(z0)
+    eps = torch.finfo(h.dtype).eps
     for _ in range(iterations):
         p = (z0 - gram @ a).softmax(dim=-1)
         wrong = a - (p - y) / (n * mu)  # 0 at the minimum
@@ -267,9 +305,13 @@ def solve_head(problem: Problem, strength: float | Tensor, *, iterations: int = 
         step = torch.linalg.solve(eye + system, wrong.flatten(1)).view_as(a)
         now, length = objective(a), torch.ones_like(mu)
         for _ in range(20):
-            worse = objective(a - length * step) > now
+            worse = objective(a - length * step) > now * (1 + 16 * eps)  # by more than rounding
+            if not worse.any():
+                break
             length = torch.where(worse[:, None, None], length / 2, length)
         a = a - length * step
+        if (step.flatten(1).norm(dim=1) <= eps**0.75 * a.flatten(1).norm(dim=1)).all():
+            break
     p = (z0 - gram @ a).softmax(dim=-1)
     return problem.weight - a.mT @ h, problem.bias - a.sum(dim=1), p
 
