@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
     Splits = tuple[GroupDataset, GroupDataset, GroupDataset]
 
-METHODS = ("erm", "append", "upweight", "mldg", "caml", "balanced", "jtt", "groupdro", "erm_all")
+ACTIVE_METHODS = ("append", "upweight", "mldg", "caml", "balanced", "jtt", "groupdro", "erm_all")
+HEADS = ("erm-head", "dfr", "balanced-head", "jtt-head", "gdro-head", "afr", "hsfm")  # on frozen features
+METHODS = ("erm", *ACTIVE_METHODS, *HEADS)
 AUGMENT = ("none", "shift")
 # Defaults by profile. Active learning: "full" is published, "quick" is the regime that the chapters explain.
 ERM = {
@@ -35,6 +37,18 @@ ERM = {
 ACTIVE: dict[str, dict[str, Any]] = {
     "quick": {"start": 600, "query": 50, "epochs": 60, "lr": 1e-3, "weight_decay": 1e-4, "alpha": 0.1},
     "full": {},  # those of caml_core.active.Plan
+}
+# Options that a method takes; given to another method they are refused, not ignored.
+TRAINING = ("epochs", "batch_size", "lr", "weight_decay", "select")
+INNER = ("alpha", "inner_steps")
+HSFM = (*INNER, "support", "eta", "edits", "hard", "hard_set", "hypergradient", "published", "scaled")
+TAKES = {
+    "erm": TRAINING,
+    **dict.fromkeys(ACTIVE_METHODS, (*TRAINING, *INNER, "acquisition", "start", "query", "rounds", "order")),
+    **dict.fromkeys(HEADS, ("epochs", "select", "val_labels")),
+    "erm-head": (*TRAINING, "val_labels"),
+    "dfr": ("select", "val_labels"),
+    "hsfm": ("epochs", "select", "val_labels", *HSFM),
 }
 
 
@@ -68,20 +82,30 @@ def parser() -> argparse.ArgumentParser:
     erm = run.add_argument_group("erm")
     erm.add_argument("--head-only", action="store_true", help="train a linear head on frozen, standardised features")
     erm.add_argument("--balance", choices=("class", "group"))
-    active = run.add_argument_group("active learning (every other method)")
+    active = run.add_argument_group(f"active learning ({', '.join(ACTIVE_METHODS)})")
     active.add_argument("--acquisition", help="least_confidence (default), random, margin, entropy, bald, badge, ...")
     active.add_argument("--start", type=int, help="labels drawn at random first")
     active.add_argument("--query", type=int, help="labels of a round")
     active.add_argument("--rounds", type=int)
-    active.add_argument("--alpha", type=float, help="size of the inner step")
+    active.add_argument("--alpha", type=float, help="size of the inner step (also hsfm)")
     active.add_argument("--order", choices=("first", "exact"))
-    active.add_argument("--inner-steps", type=int)
+    active.add_argument("--inner-steps", type=int, help="(also hsfm)")
     active.add_argument(
         "--queries-from",
         type=Path,
         metavar="FILE.json",
         help="buy the labels that the run of the same seed in this file bought, and train on the last round only",
     )
+    heads = run.add_argument_group(f"heads on frozen, standardised features ({', '.join(HEADS)})")
+    heads.add_argument("--val-labels", type=int, metavar="N", help="keep only N of the validation examples")
+    heads.add_argument("--published", metavar="NAME", help="hsfm: settings published for dominoes (default), ...")
+    heads.add_argument("--scaled", action="store_true", default=None, help="hsfm: scale these to other features")
+    heads.add_argument("--support", type=int, help="hsfm: support examples of each class")
+    heads.add_argument("--eta", type=float, help="hsfm: size of an edit")
+    heads.add_argument("--edits", type=int, help="hsfm: edits of an epoch")
+    heads.add_argument("--hard", type=int, help="hsfm: hard examples of each class")
+    heads.add_argument("--hard-set", help="hsfm: loss (default), random, minority")
+    heads.add_argument("--hypergradient", help="hsfm: adjoint (default), unrolled, first_order, implicit, ...")
     run.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     return root
 
@@ -110,14 +134,31 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
+def given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Options of the method that were given.
+
+    Raises:
+        CamlError: an option that this method does not take.
+    """
+    known = {name for names in TAKES.values() for name in names}
+    found = {name: value for name, value in vars(arguments).items() if name in known and value is not None}
+    if unused := sorted(set(found) - set(TAKES[arguments.method])):
+        raise CamlError(
+            what=f"{arguments.method} does not take " + ", ".join(map(_flag, unused)),
+            expected=", ".join(map(_flag, TAKES[arguments.method])),
+            remedy="leave it out, or choose another method",
+        )
+    return found
+
+
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Training settings of the method: what was given, over the profile's defaults."""
+    """Training settings of the method: what was given, over its defaults or the profile's."""
+    if arguments.method in HEADS:
+        from caml_core import head_runs
+
+        return head_runs.settings(arguments.method, given(arguments))
     table = ERM if arguments.method == "erm" else ACTIVE
-    names = ["epochs", "batch_size", "lr", "weight_decay", "select"]
-    if arguments.method != "erm":
-        names += ["acquisition", "start", "query", "rounds", "alpha", "order", "inner_steps"]
-    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    return {**table[arguments.profile], **given}
+    return {**table[arguments.profile], **given(arguments)}
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -132,7 +173,9 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     records = []
     for seed in arguments.seed:
         finished = work / f"seed-{seed}.json"
-        named = ("method", "dataset", "rho", "backbone", "from_scratch", "augment", "head_only", "balance", "profile")
+        named = ["method", "dataset", "rho", "backbone", "from_scratch"]
+        if arguments.method not in HEADS:
+            named += ["augment", "head_only", "balance", "profile"]
         config = {key: getattr(arguments, key) for key in named} | {"option": options} | settings(arguments)
         if arguments.queries_from is not None:
             config["queries_from"] = str(arguments.queries_from)
@@ -146,11 +189,11 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 )
         else:
             start = time.perf_counter()
-            given = {"rho": arguments.rho, "data_dir": arguments.data}
+            data = {"rho": arguments.rho, "data_dir": arguments.data}
             splits = load(
-                arguments.dataset, **{"seed": seed, **options, **{k: v for k, v in given.items() if v is not None}}
+                arguments.dataset, **{"seed": seed, **options, **{k: v for k, v in data.items() if v is not None}}
             )
-            method = erm if arguments.method == "erm" else active
+            method = erm if arguments.method == "erm" else head if arguments.method in HEADS else active
             record = {
                 "method": arguments.method,
                 "dataset": arguments.dataset,
@@ -244,6 +287,14 @@ def active(
     }
 
 
+def head(arguments: argparse.Namespace, splits: Splits, seed: int, device: torch.device, work: Path) -> dict[str, Any]:
+    """Train a linear head on the features of the network as it comes, and score it on the test split."""
+    from caml_core.head_runs import run_head
+
+    network = make_network(arguments, splits, seed)
+    return run_head(arguments.method, given(arguments), splits, network, seed, device)
+
+
 def make_network(arguments: argparse.Namespace, splits: Splits, seed: int) -> Backbone:
     from caml_core.backbones import backbone
 
@@ -272,6 +323,10 @@ def bought(file: Path, dataset: str, seed: int) -> list[list[int]]:
 
 
 CURVES = ("average", "worst_group", "minority", "majority")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _number(value: float | None) -> str:
