@@ -467,7 +467,7 @@ def test_an_inner_loop_that_diverges(how) -> None:  # type: ignore[no-untyped-de
 
 
 def test_steps_that_overshoot_on_separable_support_leave_the_erm_head() -> None:
-    """Such a loop ends in a perfect fit, so nothing diverges; it warns, and the choice of the epoch refuses the rest."""
+    """Such a loop ends in a perfect fit, so nothing diverges; it warns, and no such epoch is chosen."""
     with pytest.warns(UserWarning, match="hypergradient of exactly 0"):
         edits = run(dataclasses.replace(SHORT, alpha=30.0))
     assert all(torch.isfinite(tensor).all() for tensor in tensors(edits).values())
