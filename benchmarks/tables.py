@@ -1,6 +1,6 @@
 """The long tables of the book: lists of `python -m caml_core run` commands, run once, merged into results/NAME.json.
 
-python benchmarks/tables.py digits|regimes|dominoes10|heads [--device cuda] [--merge-only]
+python benchmarks/tables.py digits|regimes|birdscapes|dominoes10|heads [--device cuda] [--merge-only]
 
 Every run is kept in _build/tables/NAME until all are done, so the command goes on where it was stopped; `--merge-only`
 writes what there is. A table says by its missing runs what was not run.
@@ -89,6 +89,17 @@ def dominoes10() -> Iterator[Job]:
             yield f"{method}-{acquisition}-{seed}", [method, *common], bought
 
 
+def birdscapes() -> Iterator[Job]:
+    """Scenes in place of digits: two classes, and a core feature that a small network learns late."""
+    for start, seeds in ((1000, range(3)), (3000, range(1))):
+        for seed in seeds:
+            common = ["--dataset", "birdscapes", "--option", "n_train=10000", "--rho", "0.95", "--seed", str(seed)]
+            common += ["--start", str(start), "--query", str(start // 15), "--rounds", "3", "--epochs", "20"]
+            yield f"append, {start}-{seed}", ["append", *common], None
+            for method in ("upweight", "caml"):
+                yield f"{method}, {start}-{seed}", [method, *common], f"append, {start}-{seed}"
+
+
 def heads() -> Iterator[Job]:
     """Heads on frozen ImageNet features, two-class Dominoes: every method, then HSFM with one thing changed.
 
@@ -115,7 +126,13 @@ def heads() -> Iterator[Job]:
         yield f"{name}-{seed}", [command[0], *fixed, *command[1:]], None
 
 
-TABLES = {"digits": digits, "regimes": regimes, "dominoes10": dominoes10, "heads": heads}
+TABLES = {
+    "digits": digits,
+    "regimes": regimes,
+    "birdscapes": birdscapes,
+    "dominoes10": dominoes10,
+    "heads": heads,
+}
 
 
 def compact(name: str, record: dict[str, Any]) -> dict[str, Any]:

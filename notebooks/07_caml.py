@@ -267,7 +267,7 @@ for record in stored("digits"):
 rows = ["| method | minority | average | seeds |", "|:--|--:|--:|--:|"]
 for name, records in runs.items():
     cells = [
-        "{:.1f} ± {:.1f}".format(*mean_and_spread(records, metric))
+        "{:.1f}\u00a0±\u00a0{:.1f}".format(*mean_and_spread(records, metric))
         for metric in ("minority", "average")
     ]
     rows.append(f"| {name} | {' | '.join(cells)} | {len(records)} |")
