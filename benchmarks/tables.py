@@ -1,6 +1,6 @@
 """The long tables of the book: lists of `python -m caml_core run` commands, run once, merged into results/NAME.json.
 
-python benchmarks/tables.py digits|regimes|birdscapes|dominoes10|heads [--device cuda] [--merge-only]
+python benchmarks/tables.py digits|regimes|birdscapes|dominoes10|heads|heads_resnet [--device cuda] [--merge-only]
 
 Every run is kept in _build/tables/NAME until all are done, so the command goes on where it was stopped; `--merge-only`
 writes what there is. A table says by its missing runs what was not run.
@@ -126,12 +126,22 @@ def heads() -> Iterator[Job]:
         yield f"{name}-{seed}", [command[0], *fixed, *command[1:]], None
 
 
+def heads_resnet() -> Iterator[Job]:
+    """The protocol of the paper in small: a ResNet trained by ERM on Dominoes itself, then frozen."""
+    methods = {name: [name] for name in ("erm-head", "dfr", "balanced-head", "hsfm")}
+    methods["hsfm, scaled"] = ["hsfm", "--scaled"]
+    for seed, (name, command) in itertools.product(range(5), methods.items()):
+        fixed = ["--dataset", "dominoes", "--rho", "0.9", "--train-backbone", "8", "--seed", str(seed)]
+        yield f"{name}-{seed}", [command[0], *fixed, *command[1:]], None
+
+
 TABLES = {
     "digits": digits,
     "regimes": regimes,
     "birdscapes": birdscapes,
     "dominoes10": dominoes10,
     "heads": heads,
+    "heads_resnet": heads_resnet,
 }
 
 

@@ -41,14 +41,15 @@ ACTIVE: dict[str, dict[str, Any]] = {
 # Options that a method takes; given to another method they are refused, not ignored.
 TRAINING = ("epochs", "batch_size", "lr", "weight_decay", "select")
 INNER = ("alpha", "inner_steps")
+FROZEN = ("val_labels", "train_backbone")
 HSFM = (*INNER, "support", "eta", "edits", "hard", "hard_set", "hypergradient", "published", "scaled")
 TAKES = {
     "erm": TRAINING,
     **dict.fromkeys(ACTIVE_METHODS, (*TRAINING, *INNER, "acquisition", "start", "query", "rounds", "order")),
-    **dict.fromkeys(HEADS, ("epochs", "select", "val_labels")),
-    "erm-head": (*TRAINING, "val_labels"),
-    "dfr": ("select", "val_labels"),
-    "hsfm": ("epochs", "select", "val_labels", *HSFM),
+    **dict.fromkeys(HEADS, ("epochs", "select", *FROZEN)),
+    "erm-head": (*TRAINING, *FROZEN),
+    "dfr": ("select", *FROZEN),
+    "hsfm": ("epochs", "select", *FROZEN, *HSFM),
 }
 
 
@@ -97,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
         help="buy the labels that the run of the same seed in this file bought, and train on the last round only",
     )
     heads = run.add_argument_group(f"heads on frozen, standardised features ({', '.join(HEADS)})")
+    heads.add_argument("--train-backbone", type=int, metavar="EPOCHS", help="train the network by ERM, then freeze it")
     heads.add_argument("--val-labels", type=int, metavar="N", help="keep only N of the validation examples")
     heads.add_argument("--published", metavar="NAME", help="hsfm: settings published for dominoes (default), ...")
     heads.add_argument("--scaled", action="store_true", default=None, help="hsfm: scale these to other features")

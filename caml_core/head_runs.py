@@ -11,13 +11,16 @@ import torch
 
 from caml_core.backbones import Backbone
 from caml_core.data.dataset import GroupDataset
+from caml_core.erm import train_erm
 from caml_core.errors import CamlError
 from caml_core.features import extract_features, standardise
 from caml_core.heads import HEADS, Head, erm_head
 from caml_core.hsfm import PUBLISHED, Settings, hsfm, scaled
+from caml_core.loader import random_shift
 from caml_core.metrics import group_metrics
+from caml_core.store import cache_dir, hash_state
 
-NOT_SETTINGS = ("published", "scaled", "val_labels")  # options that are no argument of a method
+NOT_SETTINGS = ("published", "scaled", "val_labels", "train_backbone")  # options that are no argument of a method
 
 
 def settings(method: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -73,6 +76,8 @@ def run_head(
         `metrics`, `selection`, `train_seconds` (of the method alone: features are in memory, and HSFM has its ERM
         head), and for HSFM `settings` as used and `history`.
     """
+    if given.get("train_backbone") is not None:
+        train_backbone(network, splits[0], splits[1], given["train_backbone"], seed, device)
     train, val, test = standardise(*(extract_features(network, split, device) for split in splits))
     if given.get("val_labels") is not None:
         val = keep_labels(val, given["val_labels"], seed)
@@ -90,6 +95,28 @@ def run_head(
         "train_seconds": round(time.perf_counter() - start, 2),
         **more,
     }
+
+
+def train_backbone(
+    network: Backbone, train: GroupDataset, val: GroupDataset, epochs: int, seed: int, device: torch.device
+) -> None:
+    """Train the whole network by ERM, in place. Done once: its checkpoint stays in the user's cache for other methods.
+
+    Raises:
+        CamlError: see `caml_core.erm.train_erm`.
+    """
+    start = hash_state(network.state_dict())[:16]
+    name = f"{start}-{train.content_hash()[:16]}-{val.content_hash()[:16]}-{seed}-{epochs}-{device.type}.safetensors"
+    train_erm(
+        network,
+        train,
+        val,
+        epochs=epochs,
+        seed=seed,
+        device=device,
+        augment=random_shift if train.x.ndim == 4 else None,
+        checkpoint=cache_dir() / "erm" / name,
+    )
 
 
 def _hsfm(

@@ -247,6 +247,26 @@ def test_hsfm_on_frozen_features(tmp_path: Path, small_sources: Path) -> None:
     assert "groups" not in compact["metrics"]
 
 
+def test_a_backbone_is_trained_once_for_all_methods(tmp_path: Path, small_sources: Path, cache: Path) -> None:
+    out = tmp_path / "r.json"
+    accuracy = {}
+    for method, more in (
+        ("erm-head", []),
+        ("dfr", ["--train-backbone", "2"]),
+        ("balanced-head", ["--train-backbone", "2"]),
+    ):
+        assert main(["run", method, *FROZEN, *more, "--out", str(out)]) == 0
+        (record,) = read_records(out)
+        assert record["config"].get("train_backbone") == (2 if more else None)
+        accuracy[method] = record["metrics"]["average"]["value"]
+        if method == "dfr":
+            (kept,) = (cache / "erm").iterdir()
+            written = kept.stat().st_mtime_ns
+    assert [file.stat().st_mtime_ns for file in (cache / "erm").iterdir()] == [written], "not trained again"
+    assert len(list((cache / "features").iterdir())) == 6, "features of the fresh and of the trained network"
+    assert accuracy["dfr"] > 80, "stripes are easy"
+
+
 def test_dfr_on_frozen_features_and_few_validation_labels(tmp_path: Path, small_sources: Path, cache: Path) -> None:
     out = tmp_path / "r.json"
     assert main(["run", "dfr", *FROZEN, "--out", str(out)]) == 0
