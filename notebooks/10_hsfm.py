@@ -397,7 +397,7 @@ print(f"{settings.edits} edits in an epoch, {settings.epochs} epochs")
 import warnings
 from dataclasses import replace
 
-film, said = {}, {}
+film, said = {}, []
 
 
 def record(epoch, H, W, b, hard):
@@ -411,11 +411,12 @@ def run(split=val, seeds=SEEDS, on_epoch=None, eta=None, **changes):
         warnings.simplefilter("always")
         chosen = replace(settings, **changes)
         done = hsfm(train, split, erm.weight, erm.bias, chosen, **more)
-    said[id(done)] = [str(warning.message) for warning in caught]
+    said[:] = [str(warning.message) for warning in caught]
     return done
 
 
 main = run(on_epoch=record)
+notice = list(said)
 print("chosen epochs:", main.epoch.tolist())
 
 # %%
@@ -707,7 +708,7 @@ still = step < 0.01 * step[1].median()
 print("support sets that no longer move the head, by epoch:")
 for epoch in (5, 10, 20, 30, 40):
     print(f"    epoch {epoch:2}: {int(still[epoch].sum())} of {len(SEEDS)}")
-print("the package says:", *said[id(main)])
+print("the package says:", *notice)
 assert support_loss[1].median() > 10 * support_loss[0].median()
 assert still[-1].sum() > still[5].sum()
 
@@ -791,7 +792,7 @@ assert (
 assert table["epoch 10"]["background v"] < table["epoch 2"]["background v"]
 
 # %% [markdown]
-# One direction of 1,280 takes a third or more of the first edits. That is what the paper reports from its pictures of
+# One direction of 1,280 takes a large share of the first edits. That is what the paper reports from its pictures of
 # edited features: the edits follow the spurious attribute. Later they turn to other things.
 #
 # Length is not effect, as chapter 02 taught. So do the experiment: begin each of these epochs again with *only one
@@ -849,7 +850,7 @@ assert later["the rest"] > 2 * later["background v"]
 #
 # ## Is the repair in the examples?
 #
-# The name suggests a repaired training set: 32 examples from which anyone could train a fair head. Try it. Train a new
+# The idea suggests a repaired training set: 32 examples from which anyone could train a fair head. Try it. Train a new
 # head on the edited examples of the chosen epochs, from nothing (logistic regression), or from the ERM head by as many
 # steps as HSFM took.
 
@@ -910,8 +911,8 @@ assert others[0] > start + 5
 
 # %% [markdown]
 # The edited examples are *not* a fair training set. They are made for one head, the present one, to be pushed a little
-# further; and the head that HSFM keeps has been pushed by forty different versions of them. The repair is in the
-# **path**, and the last frame of the film does not contain it.
+# further; and the head that HSFM keeps has been pushed by many versions of them, one after the other. The repair is in
+# the **path**, and the last frame of the film does not contain it.
 #
 # ## Does it hold on new pictures?
 #
@@ -1105,12 +1106,12 @@ figure = curves_with_band(
 figure.update_yaxes(range=[0, 100])
 
 # %%
-start = wga(erm.weight[None], erm.bias[None], test)
+floor = wga(erm.weight[None], erm.bias[None], test)
 for i, n in enumerate(LEFT):
     cells = [
         f"{k} {v[i].mean():.1f} ± {v[i].std():.1f}" for k, v in by_bias.items()
     ]
-    stuck = [int((v[i] < start + 1).sum()) for v in by_bias.values()]
+    stuck = [int((v[i] < floor + 1).sum()) for v in by_bias.values()]
     cells += [f"never left the ERM head: {stuck[0]} and {stuck[1]}"]
     print(f"{n:3} minority examples: " + ", ".join(cells))
 chosen, random, balanced = by_bias.values()
