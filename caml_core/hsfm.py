@@ -153,7 +153,7 @@ def hsfm(
 
     Raises:
         CamlError: NaN in features or head, too few examples of a class, widths that do not fit, other than B heads or
-            step sizes, an inner loop that diverges.
+            step sizes, an inner loop that diverges at once.
     """
     device = device or torch.device("cpu")
     n_classes, b = len(train.class_names), len(seeds)
@@ -178,6 +178,7 @@ def hsfm(
     best = torch.zeros(b, dtype=torch.long, device=device)
     chosen = [weight.clone(), bias.clone(), h.clone()]
     saturated = torch.zeros(b, dtype=torch.bool, device=device)
+    diverged = torch.zeros_like(saturated)
     for epoch in range(settings.epochs + 1):
         if epoch > 0:
             hard = hard_rows(logits, val, settings, seeds, epoch)
@@ -189,7 +190,7 @@ def hsfm(
                 if edit == 0:
                     losses.append(answer.loss)
                 if edit == settings.edits - 1:
-                    _refuse_divergence(h, weight, bias, answer.weight, answer.bias, target, epoch)
+                    diverged |= _diverges(h, weight, bias, answer.weight, answer.bias, target, epoch)
                 norm = answer.gradient.flatten(1).norm(dim=1)
                 saturated |= norm == 0
                 edit_state.step(h, answer.gradient * (settings.clip / norm.clamp_min(settings.clip))[:, None, None])
@@ -208,13 +209,19 @@ def hsfm(
             best_score = scores[0]
         else:
             able = _beats_chance(averages[-1], val).to(device)
-            better = able & (scores[-1] > best_score)
+            better = able & ~diverged & (scores[-1] > best_score)
             best_score = torch.where(better, scores[-1], best_score)
             best = torch.where(better, epoch, best)
             for kept, now in zip(chosen, (weight, bias, h)):
                 kept[better] = now[better]
         if on_epoch is not None:
             on_epoch(epoch, h, weight, bias, first_hard if epoch == 0 else hard)
+    if diverged.any():
+        warnings.warn(
+            f"the inner loop of {int(diverged.sum())} of {b} problems diverged on edited features; the epoch was "
+            "chosen from those before. Lower alpha or eta.",
+            stacklevel=2,
+        )
     if saturated.any():
         warnings.warn(
             f"{int(saturated.sum())} of {b} problems met a hypergradient of exactly 0: the head fits the support set "
@@ -303,23 +310,28 @@ def _beats_chance(average: Tensor, val: GroupDataset) -> Tensor:
     return torch.tensor([low > chance for low in lows])
 
 
-def _refuse_divergence(
+def _diverges(
     h: Tensor, weight: Tensor, bias: Tensor, trained: Tensor, trained_bias: Tensor, target: Tensor, epoch: int
-) -> None:
-    """An inner loop that raises the loss it descends has diverged."""
+) -> Tensor:
+    """Which inner loops raise the loss that they descend, bool (B,).
+
+    Raises:
+        CamlError: one does so in the first epoch, when hardly anything is edited: its steps are too large.
+    """
 
     def loss(w: Tensor, b: Tensor) -> Tensor:
         return -((h @ w.mT + b[:, None]).log_softmax(dim=-1) * target).sum(dim=(1, 2)) / h.shape[1]
 
     start, end = loss(weight, bias), loss(trained, trained_bias)
     bad = ~torch.isfinite(end) | (end > start + 1)
-    if bad.any():
+    if epoch == 1 and bad.any():
         raise CamlError(
-            what=f"the inner loop diverges in epoch {epoch}: the support loss went from {float(start[bad][0]):.3g} to "
+            what=f"the inner loop diverges in epoch 1: the support loss went from {float(start[bad][0]):.3g} to "
             f"{float(end[bad][0]):.3g}",
             expected="steps that lower the loss they descend",
             remedy="lower alpha (see caml_core.hsfm.scaled for other widths and norms)",
         )
+    return bad
 
 
 def _enough(split: GroupDataset, n: int, kind: str, rows: Tensor | slice = slice(None)) -> None:

@@ -466,6 +466,22 @@ def test_an_inner_loop_that_diverges(how) -> None:  # type: ignore[no-untyped-de
         run(settings, train=twins, seeds=(0, 1), alpha=torch.tensor([1e-3, 1e3]))
 
 
+def test_epochs_after_a_divergence_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = run(SHORT, seeds=(0, 1))
+    assert min(free.epoch.tolist()) > 1
+    real = module._diverges
+
+    def second_problem_from_epoch_2(*tensors: Any) -> Tensor:
+        return real(*tensors) | torch.tensor([False, tensors[-1] >= 2])
+
+    monkeypatch.setattr(module, "_diverges", second_problem_from_epoch_2)
+    with pytest.warns(UserWarning, match="1 of 2 problems diverged"):
+        edits = run(SHORT, seeds=(0, 1))
+    assert edits.epoch[0] == free.epoch[0]
+    assert edits.epoch[1] <= 1
+    assert torch.equal(edits.accuracy, free.accuracy), "the run itself goes on"
+
+
 def test_steps_that_overshoot_on_separable_support_leave_the_erm_head() -> None:
     """Such a loop ends in a perfect fit, so nothing diverges; it warns, and no such epoch is chosen."""
     with pytest.warns(UserWarning, match="hypergradient of exactly 0"):
