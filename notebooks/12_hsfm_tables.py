@@ -315,10 +315,51 @@ for n in COUNTS[:-1]:
     assert w["mean"] > 0
 
 # %% [markdown]
+# ## A backbone that learned the shortcut itself
+#
+# The paper freezes a network that was trained on the biased images. The same in small: the small ResNet of chapter 01,
+# eight epochs of ERM on Dominoes, then frozen; 128 features instead of 1,280. `scaled` adapts the published step sizes
+# to that width by a rule that no test image has seen.
+
+# %%
+resnet = {}
+for record in stored("heads_resnet"):
+    resnet.setdefault(record["run"], []).append(record)
+rows = ["| method | WGA | average | WGA − ERM head |", "|:--|--:|--:|--:|"]
+for name, records in resnet.items():
+    cells = [
+        "{:.1f}\u00a0±\u00a0{:.1f}".format(*mean_and_spread(records, metric))
+        for metric in ("worst_group", "average")
+    ]
+    d = paired_difference(records, resnet["erm-head"], "worst_group")
+    cells.append(f"{d['mean']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}]")
+    rows.append(f"| {name} | {' | '.join(cells)} |")
+Markdown("\n".join(rows))
+
+# %% tags=["nbval-check-output"]
+Markdown(f"*hsfm*: {describe(resnet['hsfm'])}")
+
+# %%
+behind = paired_difference(resnet["hsfm"], resnet["dfr"], "worst_group")
+print("hsfm − dfr: {mean:+.1f} [{low:+.1f}, {high:+.1f}]".format(**behind))
+for name in ("hsfm", "hsfm, scaled"):
+    gain = paired_difference(resnet[name], resnet["erm-head"], "worst_group")
+    assert gain["low"] > 5
+assert behind["high"] < 0
+
+# %% [markdown]
+# The gain over the ERM head is large here, too, on every seed. But the order turns: DFR is several points ahead, and so is
+# balanced retraining. The scaling rule does not settle it: its mean is a little above that of the published steps, and
+# its interval against them holds zero. So one should not carry the first table over to other backbones. A narrow
+# backbone gives the edits less room, and one that was trained on the biased images has pushed the shortcut further into
+# its features; which of the two it is, these runs cannot tell.
+#
 # ## What we saw
 #
 # - The row of the paper repeats in its order and its gaps: ERM far below, HSFM level with DFR or a little above. The
 #   height differs, since the backbone does.
+# - That holds on wide features which never saw the bias. On a small network trained on the biased images HSFM gains a
+#   lot and stays behind DFR.
 # - HSFM can choose its epoch without group labels and lose nothing here.
 # - Neither the hardness of the hard set nor the exactness of the derivative explains the result. A fair validation set
 #   does, and every method that learns from it profits.
