@@ -27,7 +27,15 @@ from torch import Tensor
 from caml_core.data.dataset import GroupDataset
 from caml_core.device import stream_seed
 from caml_core.errors import CamlError
-from caml_core.hypergradients import HYPERGRADIENTS, How, Problem, hypergradient, one_hot
+from caml_core.hypergradients import (
+    HYPERGRADIENTS,
+    How,
+    Problem,
+    cross_entropies,
+    head_logits,
+    hypergradient,
+    one_hot,
+)
 from caml_core.metrics import wilson
 
 HardSet = Literal["loss", "random", "minority"]
@@ -172,7 +180,7 @@ def hsfm(
     edit_state, weight_state, bias_state = Adam(h, step_edit), Adam(weight, step_head), Adam(bias, step_head)
     target = one_hot(y, n_classes, h)
     groups = one_hot(val.group.to(device), val.n_groups, h)
-    logits = _logits(val_x, weight, bias)
+    logits = head_logits(val_x, weight, bias)
     first_hard: Tensor | None = None
     accuracies, averages, losses, scores = [], [], [], []
     best = torch.zeros(b, dtype=torch.long, device=device)
@@ -184,13 +192,14 @@ def hsfm(
             hard = hard_rows(logits, val, settings, seeds, epoch)
             union, inverse = hard.unique(return_inverse=True)  # all problems read the same rows of the validation set
             share = torch.zeros(b, len(union), device=device).scatter_(1, inverse, 1 / hard.shape[1])
+            hard_x, hard_y = val_x[union], val_y[union]
             for edit in range(settings.edits):
-                problem = Problem(h, y, val_x[union], val_y[union], weight, bias, share)
+                problem = Problem(h, y, hard_x, hard_y, weight, bias, share)
                 answer = hypergradient(problem, settings.hypergradient, alpha=step_head, steps=settings.steps)
                 if edit == 0:
                     losses.append(answer.loss)
                 if edit == settings.edits - 1:
-                    diverged |= _diverges(h, weight, bias, answer.weight, answer.bias, target, epoch)
+                    diverged |= _diverges(h, weight, bias, answer.weight, answer.bias, y, epoch)
                 norm = answer.gradient.flatten(1).norm(dim=1)
                 saturated |= norm == 0
                 edit_state.step(h, answer.gradient * (settings.clip / norm.clamp_min(settings.clip))[:, None, None])
@@ -198,7 +207,7 @@ def hsfm(
                 residual = ((h @ weight.mT + bias[:, None]).softmax(dim=-1) - target) / h.shape[1]
                 weight_state.step(weight, residual.mT @ h)
                 bias_state.step(bias, residual.sum(dim=1))
-            logits = _logits(val_x, weight, bias)
+            logits = head_logits(val_x, weight, bias)
         right = (logits.argmax(dim=-1) == val_y).to(h.dtype)  # (B, N)
         accuracies.append(100 * (right @ groups) / groups.sum(dim=0))
         averages.append(100 * right.mean(dim=1))
@@ -260,7 +269,7 @@ def hard_rows(logits: Tensor, val: GroupDataset, settings: Settings, seeds: Sequ
         generators = [torch.Generator().manual_seed(stream_seed(seed, epoch)) for seed in seeds]
         score = torch.stack([torch.rand(len(val), generator=g) for g in generators]).to(logits.device)
     else:
-        score = -logits.log_softmax(dim=-1).gather(-1, y.expand(logits.shape[:2])[..., None])[..., 0]
+        score = cross_entropies(logits, y)
     if settings.hard_set == "minority":
         score = score.masked_fill(~val.is_minority.to(logits.device), -1.0)  # a loss is never below 0
     rows = []
@@ -287,11 +296,6 @@ def scaled(settings: Settings, features: Tensor) -> Settings:
     )
 
 
-def _logits(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    b, c, d = weight.shape
-    return (x @ weight.reshape(b * c, d).T).view(-1, b, c).transpose(0, 1) + bias[:, None]
-
-
 def _score(select: str, right: Tensor, logits: Tensor, y: Tensor, by_group: Tensor, hard: Tensor) -> Tensor:
     """What the choice of the epoch maximises, (B,)."""
     if select == "worst_group":
@@ -299,8 +303,7 @@ def _score(select: str, right: Tensor, logits: Tensor, y: Tensor, by_group: Tens
     if select == "worst_class":
         classes = one_hot(y, logits.shape[-1], right)
         return ((right @ classes) / classes.sum(dim=0)).amin(dim=1)
-    losses = -logits.log_softmax(dim=-1).gather(-1, y.expand(logits.shape[:2])[..., None])[..., 0]
-    return -losses.gather(1, hard).mean(dim=1)
+    return -cross_entropies(logits, y).gather(1, hard).mean(dim=1)
 
 
 def _beats_chance(average: Tensor, val: GroupDataset) -> Tensor:
@@ -311,7 +314,7 @@ def _beats_chance(average: Tensor, val: GroupDataset) -> Tensor:
 
 
 def _diverges(
-    h: Tensor, weight: Tensor, bias: Tensor, trained: Tensor, trained_bias: Tensor, target: Tensor, epoch: int
+    h: Tensor, weight: Tensor, bias: Tensor, trained: Tensor, trained_bias: Tensor, y: Tensor, epoch: int
 ) -> Tensor:
     """Which inner loops raise the loss that they descend, bool (B,).
 
@@ -319,10 +322,8 @@ def _diverges(
         CamlError: one does so in the first epoch, when hardly anything is edited: its steps are too large.
     """
 
-    def loss(w: Tensor, b: Tensor) -> Tensor:
-        return -((h @ w.mT + b[:, None]).log_softmax(dim=-1) * target).sum(dim=(1, 2)) / h.shape[1]
-
-    start, end = loss(weight, bias), loss(trained, trained_bias)
+    heads = ((weight, bias), (trained, trained_bias))
+    start, end = (cross_entropies(head_logits(h, w, b), y).mean(dim=1) for w, b in heads)
     bad = ~torch.isfinite(end) | (end > start + 1)
     if epoch == 1 and bad.any():
         raise CamlError(

@@ -112,24 +112,28 @@ def _per_problem(value: float | Tensor, like: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(-1, 1, 1)
 
 
-def hard_logits(problem: Problem, weight: Tensor, bias: Tensor) -> Tensor:
-    """Logits of the hard set under each head: (B, K, C)."""
-    if problem.hard.ndim == 3:
-        return problem.hard @ weight.mT + bias[:, None]
-    b, c, d = weight.shape  # one matrix product for all heads, which reads the hard set once
-    return (problem.hard @ weight.reshape(b * c, d).T).view(-1, b, c).transpose(0, 1) + bias[:, None]
+def head_logits(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Logits of B heads, (B, N, C), on features (B, N, D) of their own or (N, D) for all."""
+    if x.ndim == 3:
+        return x @ weight.mT + bias[:, None]
+    b, c, d = weight.shape  # one matrix product for all heads, which reads the features once
+    return (x @ weight.reshape(b * c, d).T).view(-1, b, c).transpose(0, 1) + bias[:, None]
+
+
+def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
+    """Of every example: (B, N, C) with labels (B, N), or (N,) for all, to (B, N)."""
+    return -logits.log_softmax(dim=-1).gather(-1, y.expand(logits.shape[:-1])[..., None])[..., 0]
 
 
 def hard_loss(problem: Problem, logits: Tensor) -> Tensor:
     """Cross-entropy of the hard set, (B, K, C) to (B,)."""
-    labels = problem.hard_y.expand(logits.shape[:-1])[..., None]
-    losses = -logits.log_softmax(dim=-1).gather(-1, labels)[..., 0]
+    losses = cross_entropies(logits, problem.hard_y)
     return losses.mean(dim=-1) if problem.hard_weight is None else (losses * problem.hard_weight).sum(dim=-1)
 
 
 def _outer(problem: Problem, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Hard-set loss (B,) and its gradient in weight, M (B, C, D), and in bias (B, C): one pass over V each way."""
-    logits = hard_logits(problem, weight, bias)
+    logits = head_logits(problem.hard, weight, bias)
     b, k, c = logits.shape
     residual = logits.softmax(dim=-1)
     labels = problem.hard_y.expand(b, k)[..., None]
@@ -263,7 +267,7 @@ def unrolled(problem: Problem, *, alpha: float | Tensor, steps: int) -> Answer:
         # The sum over the batch: each problem gets its own gradient.
         g_weight, g_bias = torch.autograd.grad(losses.sum(), (weight, bias), create_graph=True)
         weight, bias = weight - rate * g_weight, bias - rate[..., 0] * g_bias
-    loss = hard_loss(problem, hard_logits(problem, weight, bias))
+    loss = hard_loss(problem, head_logits(problem.hard, weight, bias))
     (gradient,) = torch.autograd.grad(loss.sum(), h)
     return Answer(loss.detach(), gradient, weight.detach(), bias.detach())
 

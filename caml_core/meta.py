@@ -1,8 +1,7 @@
 """CAML's meta-gradient: every round of active learning is a task, under an inductive bias that accumulates.
 
-Chew and Wang, arXiv 2605.20771. Round t gives the task (D_{t-1}, Q_t): adapt on
-what was labelled before the round, be judged on what the round queried. With g(theta, B) the gradient of the mean
-cross-entropy of a batch:
+Chew and Wang, arXiv 2605.20771. Round t gives the task (D_{t-1}, Q_t): adapt on what was labelled before the round, be
+judged on what the round queried. With g(theta, B) the gradient of the mean cross-entropy of a batch:
 
     c <- 0
     for t = 1..R:
