@@ -63,7 +63,14 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     root = _Parser(prog="python -m caml_core", description="Runs of the book, from the command line.")
     commands = root.add_subparsers(dest="command", required=True)
+    add_run(commands)
+    return root
+
+
+def add_run(commands: Any) -> None:
+    """`run METHOD`: train and score; a subcommand sets `go`, the function that `main` calls with the arguments."""
     run = commands.add_parser("run", help="train a method and write one record a seed")
+    run.set_defaults(go=go_run)
     run.add_argument("method", choices=METHODS)
     run.add_argument("--dataset", required=True, help="birdscapes, dominoes, spuco_mnist")
     run.add_argument("--rho", type=float, help="share of majority examples in training, 0.5 to 1")
@@ -109,7 +116,6 @@ def parser() -> argparse.ArgumentParser:
     heads.add_argument("--hard-set", help="hsfm: loss (default), random, minority")
     heads.add_argument("--hypergradient", help="hsfm: adjoint (default), unrolled, first_order, implicit, ...")
     run.add_argument("--out", type=Path, required=True, metavar="FILE.json")
-    return root
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -163,7 +169,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {**table[arguments.profile], **given(arguments)}
 
 
-def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def go_run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One record a seed. Finished seeds and checkpoints wait in FILE.json.work until all are done."""
     from caml_core.data import load
     from caml_core.device import pick_device
@@ -338,7 +344,7 @@ def _number(value: float | None) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
-        run(arguments)
+        arguments.go(arguments)
     except CamlError as error:
         print(f"caml_core: {error.what}; expected {error.expected}; {error.remedy}", file=sys.stderr)
         return 2
