@@ -71,7 +71,7 @@ def fit(
     best_state = copy.deepcopy(network.state_dict())
     seconds = 0.0
     if checkpoint is not None and checkpoint.exists():
-        history, best_state, seconds = _resume(checkpoint, config, network, opt, extra)
+        history, best_state, seconds = resume_run(checkpoint, config, network, opt, extra)
 
     bar = tqdm(range(len(history), epochs), initial=len(history), total=epochs, unit="epoch", disable=not progress)
     for epoch in bar:
@@ -91,7 +91,7 @@ def fit(
             best_state = copy.deepcopy(network.state_dict())
         seconds += time.perf_counter() - start
         if checkpoint is not None:
-            _save(checkpoint, config, network, opt, best_state, extra, history, seconds)
+            save_run(checkpoint, config, network, opt, best_state, extra, history, seconds)
         if on_epoch is not None:
             on_epoch(epoch + 1, network)
         bar.set_postfix_str(
@@ -104,7 +104,7 @@ def fit(
     return Run(history, best + 1, rule, seconds)
 
 
-def _save(
+def save_run(
     path: Path,
     config: dict[str, Any],
     network: nn.Module,
@@ -114,6 +114,7 @@ def _save(
     history: list[dict[str, Any]],
     seconds: float,
 ) -> None:
+    """Write what a later call of `resume_run` needs; `best_state` is whatever weights the caller keeps beside."""
     tensors = {f"network/{name}": value for name, value in network.state_dict().items()}
     tensors |= {f"best/{name}": value for name, value in best_state.items()}
     tensors |= {f"extra/{name}": value for name, value in extra.items()}
@@ -126,13 +127,18 @@ def _save(
     save_checkpoint(path, tensors, {"config": config, "history": history, "seconds": seconds})
 
 
-def _resume(
+def resume_run(
     path: Path,
     config: dict[str, Any],
     network: nn.Module,
     opt: torch.optim.Optimizer,
     extra: dict[str, Tensor],
 ) -> tuple[list[dict[str, Any]], dict[str, Tensor], float]:
+    """Restore network, optimiser and `extra` in place; the history, the weights kept beside, and the seconds so far.
+
+    Raises:
+        CamlError: the file is broken, or was written under another config or for another network.
+    """
     tensors, meta = load_checkpoint(path)
     if meta["config"] != config:
         differs = sorted(key for key in config if meta["config"].get(key) != config[key])

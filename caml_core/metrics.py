@@ -41,7 +41,8 @@ def group_metrics(logits: Tensor, split: GroupDataset, train_counts: Tensor | No
     Args:
         logits: float (N, C), in the order of `split`.
         split: the examples they belong to.
-        train_counts: int64 (n_groups,), training group sizes, for `adjusted`; without them it is left out.
+        train_counts: int64 (n_groups,), training group sizes, for `adjusted`; without them, or where training has none of the
+            groups of `split`, it is left out.
 
     Returns:
         For `average`, `adjusted`, `worst_group`, `minority`, `majority`: `value`, `low`, `high` (95%: Wilson for
@@ -83,6 +84,7 @@ def group_metrics(logits: Tensor, split: GroupDataset, train_counts: Tensor | No
     }
     if train_counts is not None:
         weights = train_counts.numpy()[filled].astype(float)
+    if train_counts is not None and weights.any():  # MetaShift's test groups have no training examples at all
         weights /= weights.sum()
         metrics["adjusted"] = {"value": float(accuracy @ weights), **_percentiles(resampled @ weights)}
     for name, rows in (("minority", split.is_minority), ("majority", ~split.is_minority)):

@@ -47,9 +47,9 @@ def atomic(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         temporary = Path(name)
-        os.fchmod(handle, 0o644)  # mkstemp makes private files; a cache may be shared
         os.close(handle)
         yield temporary
+        os.chmod(temporary, 0o644)  # mkstemp makes private files; a cache may be shared
         with open(temporary, "rb") as done:
             os.fsync(done.fileno())
         os.replace(temporary, path)

@@ -45,6 +45,7 @@ def test_empty_groups_are_named_not_averaged_away() -> None:
     assert m["worst_group"]["value"] == 50
     assert m["minority"]["value"] is None
     assert m["adjusted"]["value"] == pytest.approx(75)
+    assert "adjusted" not in group_metrics(logits_of([0, 1, 1]), split, torch.tensor([0, 1, 1, 0]))
 
 
 def test_wilson_covers() -> None:
