@@ -218,9 +218,10 @@ def test_broken_and_foreign_blocks_are_drawn_again(cache: Path, monkeypatch: pyt
 def test_captions_name_what_is_asked_for() -> None:
     orange = FULL._replace(colour=list(birdscapes.COLOURS).index("orange"), bird=0, background=0, size=1, facing=1)
     assert caption(FULL) == "a small red waterbird facing left on water"
-    assert caption(FULL, include=("colour",)) == "a red waterbird on water"
-    assert caption(FULL, include=()) == "a waterbird on water"
-    assert caption(orange, include=("colour", "facing")) == "an orange landbird facing right on land"
+    assert caption(FULL, include=("colour", "bird", "background")) == "a red waterbird on water"
+    assert caption(FULL, include=("colour", "background")) == "a red bird on water"
+    assert caption(FULL, include=()) == "a bird"
+    assert caption(orange, include=("colour", "bird", "facing")) == "an orange landbird facing right"
     assert caption(orange) == "a big orange landbird facing right on land"
     with pytest.raises(CamlError, match="weather"):
         caption(FULL, include=("weather",))

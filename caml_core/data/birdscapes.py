@@ -40,23 +40,23 @@ Arrays = dict[str, npt.NDArray[Any]]
 # ---- captions ----------------------------------------------------------------------------------------------
 
 
-def caption(attributes: Attributes, include: Iterable[str] = ("size", "colour", "facing")) -> str:
+def caption(attributes: Attributes, include: Iterable[str] = Attributes._fields) -> str:
     """Say what a scene shows, such as "a small red waterbird facing left on water".
 
-    Bird and background are always named; `include` chooses among "size", "colour" and "facing".
+    `include` chooses among the attributes; without "bird" the kind is left open: "a red bird on water".
     """
     include = set(include)
-    if unknown := include - {"size", "colour", "facing"}:
+    if unknown := include - set(Attributes._fields):
         raise CamlError(
             what=f"a caption cannot include {', '.join(sorted(unknown))}",
-            expected='some of "size", "colour", "facing"',
-            remedy="bird and background are always named and need no mention",
+            expected="some of " + ", ".join(Attributes._fields),
+            remedy="check the spelling",
         )
     words = [SIZES[attributes.size]] if "size" in include else []
     words += [list(COLOURS)[attributes.colour]] if "colour" in include else []
-    words += [BIRDS[attributes.bird]]
+    words += [BIRDS[attributes.bird] if "bird" in include else "bird"]
     words += ["facing", FACINGS[attributes.facing]] if "facing" in include else []
-    words += ["on", BACKGROUNDS[attributes.background]]
+    words += ["on", BACKGROUNDS[attributes.background]] if "background" in include else []
     return ("an " if words[0][0] in "aeiou" else "a ") + " ".join(words)
 
 
