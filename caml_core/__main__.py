@@ -61,9 +61,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
+    from caml_core.data.catalogue import add_data
+
     root = _Parser(prog="python -m caml_core", description="Runs of the book, from the command line.")
     commands = root.add_subparsers(dest="command", required=True)
     add_run(commands)
+    add_data(commands)
     return root
 
 

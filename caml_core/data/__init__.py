@@ -11,7 +11,16 @@ from caml_core.errors import CamlError
 if TYPE_CHECKING:
     from caml_core.data.dataset import GroupDataset
 
-DATASETS = ("birdscapes", "dominoes", "spuco_mnist")
+DATASETS = (
+    "birdscapes",
+    "celeba",
+    "dominoes",
+    "folder",
+    "metashift",
+    "spuco_animals",
+    "spuco_mnist",
+    "waterbirds",
+)
 
 
 def load(name: str, **options: Any) -> tuple[GroupDataset, GroupDataset, GroupDataset]:
@@ -19,7 +28,7 @@ def load(name: str, **options: Any) -> tuple[GroupDataset, GroupDataset, GroupDa
 
     Args:
         name: one of `DATASETS`.
-        options: keyword arguments of that dataset's own `load` (all take `rho` and `seed`).
+        options: keyword arguments of that dataset's own `load`; all take `seed`.
 
     Raises:
         CamlError: unknown name or option, or whatever the dataset finds wrong.
@@ -28,7 +37,7 @@ def load(name: str, **options: Any) -> tuple[GroupDataset, GroupDataset, GroupDa
         raise CamlError(
             what=f"unknown dataset {name!r}",
             expected="one of " + ", ".join(DATASETS),
-            remedy="check the spelling, or bring your own data as a GroupDataset",
+            remedy="check the spelling; your own images: load('folder', path=...)",
         )
     loader = importlib.import_module(f"caml_core.data.{name}").load
     known = inspect.signature(loader).parameters
