@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); } \
 	  || { echo "cannot create $(VENV); expected Python with its venv module (Debian: apt install python3-venv)"; rm -rf $(VENV); exit 1; }
 	@echo "installing the pinned packages (several GB the first time, a few minutes)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[book,test,clip]' \
+	@$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[book,test]' \
 	  || { echo "pip failed (its own message stands above); expected: network and about 8 GB of free disk. Run make again to go on."; exit 1; }
 	@touch $@
 

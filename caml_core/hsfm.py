@@ -147,6 +147,7 @@ def hsfm(
     alpha: Tensor | None = None,
     eta: Tensor | None = None,
     device: torch.device | None = None,
+    project: Callable[[Tensor], Tensor] | None = None,
     on_epoch: Callable[[int, Tensor, Tensor, Tensor, Tensor], None] | None = None,
 ) -> Edits:
     """Solve B problems at once: one for each seed, which draws the support set (and a random hard set).
@@ -156,6 +157,8 @@ def hsfm(
         weight, bias: the ERM head, float (C, D) and (C,), or one for each problem, (B, C, D) and (B, C).
         seeds: B of them; repeat a seed to compare settings on the same support set.
         alpha, eta: (B,), where the problems differ in them; default: those of `settings`.
+        project: applied to the support features (B, S, D) after every edit, where features must stay on some set, such
+            as the sphere of CLIP (`caml_core.clip_space`).
         on_epoch: called with (epoch, support (B, S, D), weight, bias, hard rows (B, K C)) after each epoch, and with
             epoch 0 before the first; tensors must not be changed.
 
@@ -203,6 +206,8 @@ def hsfm(
                 norm = answer.gradient.flatten(1).norm(dim=1)
                 saturated |= norm == 0
                 edit_state.step(h, answer.gradient * (settings.clip / norm.clamp_min(settings.clip))[:, None, None])
+                if project is not None:
+                    h.copy_(project(h))
             for _ in range(settings.steps):
                 residual = ((h @ weight.mT + bias[:, None]).softmax(dim=-1) - target) / h.shape[1]
                 weight_state.step(weight, residual.mT @ h)

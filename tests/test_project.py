@@ -51,9 +51,9 @@ def test_the_tested_environment_is_the_pinned_one() -> None:
 def test_environment_yml_carries_no_second_truth() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     *conda, pip = environment["dependencies"]
-    assert pip["pip"] == ["--constraint constraints.txt", "--editable .[book,test,clip]"]
+    assert pip["pip"] == ["--constraint constraints.txt", "--editable .[book,test]"]
     assert f"python{PROJECT['requires-python']}" in conda
-    assert set(PROJECT["optional-dependencies"]) == {"book", "test", "clip"}
+    assert set(PROJECT["optional-dependencies"]) == {"book", "test"}
     for name in conda[1:]:
         assert not re.search(r"[<>=]", name), f"{name}: versions stand in constraints.txt"
 

@@ -1,0 +1,97 @@
+"""Coordinates for CLIP embeddings in which HSFM can edit them, and how far an edit goes along a text.
+
+Image embeddings have length 1 and fill only part of the sphere: for the tiny CLIP, nine or ten of 64 directions carry
+nearly all variance. Adam moves every coordinate by the same amount, however little its gradient, so in raw coordinates
+an edit would leave for directions that no image has. In `ClipSpace` the coordinates are the principal directions of
+real embeddings, and `project` brings a point back to the sphere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from caml_core.errors import CamlError
+from caml_core.tiny_clip import Clip, zero_shot
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipSpace:
+    """u = V' (e - mean): a rotation of the directions that real embeddings fill; lengths and angles stay as they are.
+
+    Attributes:
+        mean: float32 (width,), of the embeddings.
+        directions: V, float32 (width, k), orthonormal.
+    """
+
+    mean: Tensor
+    directions: Tensor
+
+    @classmethod
+    def fit(cls, embeddings: Tensor, keep: float = 0.999) -> ClipSpace:
+        """From unit embeddings (N, width): the fewest principal directions with a share `keep` of the variance.
+
+        Raises:
+            CamlError: NaN, or embeddings that are not of unit length.
+        """
+        norms = embeddings.norm(dim=1)
+        if not bool(((norms - 1).abs() < 1e-3).all()):  # false for NaN, too
+            raise CamlError(
+                what=f"embeddings of length {float(norms.min()):.3g} to {float(norms.max()):.3g}",
+                expected="finite embeddings of length 1",
+                remedy="use caml_core.tiny_clip.embed_images, or divide each by its length",
+            )
+        mean = embeddings.mean(dim=0)
+        _, s, vh = torch.linalg.svd(embeddings - mean, full_matrices=False)
+        share = s.square().cumsum(0) / s.square().sum()
+        k = int((share < keep).sum()) + 1
+        return cls(mean, vh[:k].T.contiguous())
+
+    def to(self, embeddings: Tensor) -> Tensor:
+        """Coordinates u of embeddings: (..., width) to (..., k)."""
+        return (embeddings - self.mean) @ self.directions
+
+    def back(self, coordinates: Tensor) -> Tensor:
+        """The unit embedding at or nearest below u: (..., k) to (..., width)."""
+        return F.normalize(self.mean + coordinates @ self.directions.T, dim=-1)
+
+    def project(self, coordinates: Tensor) -> Tensor:
+        """u moved to the sphere, what `caml_core.hsfm.hsfm` takes as `project`: (..., k) to (..., k)."""
+        return self.to(self.back(coordinates))
+
+
+def along(moves: Tensor, direction: Tensor) -> Tensor:
+    """Cosines of moves (..., width) with one direction (width,): (...). A move of length 0 counts as 0."""
+    return F.normalize(moves, dim=-1) @ F.normalize(direction, dim=0)
+
+
+def random_moves(space: ClipSpace, before: Tensor, lengths: Tensor, seed: int) -> Tensor:
+    """A control for edits: unit embeddings as far from `before` as the edits went, in random directions of the space.
+
+    Args:
+        before: unit embeddings (..., width).
+        lengths: (...), straight-line distances |after - before| of the edits, below 2.
+
+    Returns:
+        (..., width), of length 1: a random direction of the space, made tangent to the sphere, followed along the great
+        circle to the given distance.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randn(*before.shape[:-1], space.directions.shape[1], generator=generator)
+    direction = draws @ space.directions.T
+    tangent = F.normalize(direction - (direction * before).sum(-1, keepdim=True) * before, dim=-1)
+    angle = 2 * torch.asin((lengths / 2).clamp(max=1))[..., None]
+    return angle.cos() * before + angle.sin() * tangent
+
+
+def flips(clip: Clip, before: Tensor, after: Tensor) -> dict[str, Tensor]:
+    """For each attribute of birdscapes: whether its zero-shot reading changed, bool (N,).
+
+    Args:
+        before, after: unit embeddings (N, width) of the same N things.
+    """
+    names = ("bird", "background", "colour", "facing", "size")
+    return {name: zero_shot(clip, before, name) != zero_shot(clip, after, name) for name in names}

@@ -1,0 +1,192 @@
+"""A diffusion decoder of a few megabytes: from the tiny CLIP's image embedding back to a birdscape.
+
+unCLIP (Ramesh et al., arXiv 2204.06125) trains p(image | CLIP embedding). Ours works on pixels, 48 x 48, folded 3 x 3
+into 27 channels of 16 x 16; its U-Net is diffusers' own. As in Stable unCLIP the embedding is normalised, may be noised
+(level 0 to 999, told to the network), and enters through the class-embedding projection. The call takes
+`image_embeds=` as StableUnCLIPImg2ImgPipeline does, so `caml_core.unclip.decode` serves both.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    ImagePipelineOutput,
+    ModelMixin,
+    UNet2DConditionModel,
+)
+from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from caml_core.errors import CamlError
+from caml_core.tiny_clip import WIDTH
+
+WEIGHTS = Path(__file__).parent / "weights" / "tiny_unclip.safetensors"
+FOLD = 3  # pixels of a 3 x 3 block become channels
+IMAGE_SIZE = 48
+LATENT = (3 * FOLD**2, IMAGE_SIZE // FOLD, IMAGE_SIZE // FOLD)
+TIMESTEPS = 1000
+# v = sqrt(abar) noise - sqrt(1 - abar) x is predicted (Salimans and Ho, arXiv 2202.00512), cosine noise schedule.
+SCHEDULE: dict[str, Any] = {
+    "num_train_timesteps": TIMESTEPS,
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+}
+
+
+class Normaliser(ModelMixin):  # nn.Module with the `device` and `dtype` that a pipeline asks its parts for
+    """Embeddings to coordinates of about unit variance in every direction: (e - mean) (S + shrink)^(-1/2).
+
+    Without it a few directions (background, colour) hold most of the variance and the kind of bird hides in the rest.
+    """
+
+    def __init__(self, width: int = WIDTH) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("matrix", torch.eye(width))
+
+    def fit(self, embeddings: Tensor, shrink: float = 1.0) -> Normaliser:
+        """From embeddings (N, width); `shrink` is in units of the mean variance and bounds what noise can do."""
+        mean = embeddings.double().mean(0)
+        covariance = torch.cov((embeddings.double() - mean).T)
+        values, vectors = torch.linalg.eigh(covariance)
+        scale = (values + shrink * values.mean()).rsqrt()
+        self.mean.copy_(mean)  # type: ignore[operator]
+        self.matrix.copy_(vectors @ torch.diag(scale) @ vectors.T)  # type: ignore[operator]
+        return self
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """(N, width) to (N, width)."""
+        result: Tensor = (embeddings - self.mean) @ self.matrix  # type: ignore[operator]
+        return result
+
+
+def build_unet() -> UNet2DConditionModel:
+    """The denoiser with fresh weights: three resolutions, one block each, attention on the coarsest."""
+    return UNet2DConditionModel(
+        sample_size=LATENT[1],
+        in_channels=LATENT[0],
+        out_channels=LATENT[0],
+        layers_per_block=1,
+        block_out_channels=(64, 96, 128),
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        mid_block_type="UNetMidBlock2D",
+        norm_num_groups=8,
+        attention_head_dim=16,
+        cross_attention_dim=8,  # never used: the embedding comes as a class
+        resnet_time_scale_shift="scale_shift",
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=2 * WIDTH,
+    ).to(memory_format=torch.channels_last)
+
+
+def condition(normalised: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+    """What the U-Net is told: a noised embedding and how much noise there is, float32 (N, 2 width).
+
+    Args:
+        normalised: (N, width) embeddings after the `Normaliser`.
+        level: int64 (N,), 0 (no noise) to 999.
+        noise: (N, width) standard normal.
+    """
+    noiser: Any = DDPMScheduler(num_train_timesteps=TIMESTEPS, beta_schedule="squaredcos_cap_v2")
+    noised = torch.where(level[:, None] > 0, noiser.add_noise(normalised, noise, level), normalised)
+    sinusoid = get_timestep_embedding(level, WIDTH, flip_sin_to_cos=True, downscale_freq_shift=0)
+    return torch.cat([noised, sinusoid], dim=1)
+
+
+class TinyUnCLIPPipeline(DiffusionPipeline):
+    """Decode image embeddings of the tiny CLIP; see the module."""
+
+    def __init__(self, unet: UNet2DConditionModel, image_normalizer: Normaliser, scheduler: DDIMScheduler) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, image_normalizer=image_normalizer, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image_embeds: Tensor,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 2.0,
+        noise_level: int = 0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> Any:
+        """Pictures of embeddings (N, width) of unit length.
+
+        Args:
+            num_inference_steps: denoising steps.
+            guidance_scale: how far to go beyond the conditional prediction, v0 + w (v - v0); 1 is none.
+            noise_level: 0 to 999, noise added to the normalised embedding first.
+            generator: of all random numbers; a list gives one to each picture.
+            latents: initial noise (N, 27, 16, 16) in place of what `generator` would draw.
+            output_type: "pil", "np" (N, 48, 48, 3) or "pt" (N, 3, 48, 48), these two in [0, 1].
+        """
+        n, device, dtype = len(image_embeds), self.unet.device, self.unet.dtype
+        if image_embeds.ndim != 2 or image_embeds.shape[1] != WIDTH:
+            raise CamlError(
+                what=f"embeddings of shape {tuple(image_embeds.shape)}",
+                expected=f"(N, {WIDTH}), as the tiny CLIP makes them",
+                remedy="embed the images with the CLIP that belongs to this decoder",
+            )
+        draw: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}
+        level = torch.full((n,), noise_level, device=device)
+        noise = randn_tensor((n, WIDTH), **draw)  # drawn at level 0, too: the level must not change the next draw
+        c = condition(self.image_normalizer(image_embeds.to(device, dtype)), level, noise).to(dtype)
+        x = randn_tensor((n, *LATENT), **draw) if latents is None else latents.to(device, dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        guided = guidance_scale != 1
+        c = torch.cat([torch.zeros_like(c), c]) if guided else c
+        unused = torch.zeros(len(c), 1, 8, device=device, dtype=dtype)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        for t in self.progress_bar(self.scheduler.timesteps):
+            v = self.unet(torch.cat([x, x]) if guided else x, t, encoder_hidden_states=unused, class_labels=c).sample
+            if guided:
+                unconditional, conditional = v.chunk(2)
+                v = unconditional + guidance_scale * (conditional - unconditional)
+            x = self.scheduler.step(v, t, x).prev_sample
+        images: Any = (F.pixel_shuffle(x.float(), FOLD) / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            arrays = images.cpu().permute(0, 2, 3, 1).numpy()
+            images = self.numpy_to_pil(arrays) if output_type == "pil" else arrays
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+def build_pipeline(unet: UNet2DConditionModel, normaliser: Normaliser) -> TinyUnCLIPPipeline:
+    """The pipeline around a denoiser, with the deterministic DDIM sampler and no progress bar."""
+    pipeline = TinyUnCLIPPipeline(unet.eval(), normaliser, DDIMScheduler(**SCHEDULE, clip_sample=True))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_tiny_unclip(device: str | torch.device = "cpu", weights: Path = WEIGHTS) -> TinyUnCLIPPipeline:
+    """The decoder that comes with the book, in float32.
+
+    Raises:
+        CamlError: weights that are missing, broken or of another model.
+    """
+    from caml_core.store import load_checkpoint
+
+    tensors, _ = load_checkpoint(weights)
+    unet, normaliser = build_unet(), Normaliser()
+    try:
+        for part, module in (("unet/", unet), ("normaliser/", normaliser)):
+            state = {key.removeprefix(part): value.float() for key, value in tensors.items() if key.startswith(part)}
+            module.load_state_dict(state)
+    except RuntimeError as error:
+        raise CamlError(
+            what=f"{weights} does not hold a tiny unCLIP: {str(error).splitlines()[1].strip()}",
+            expected="the file of this version of the package",
+            remedy="install the package again, or train one: python -m caml_core train-tiny unclip",
+        ) from error
+    return build_pipeline(unet.to(device), normaliser.to(device))
