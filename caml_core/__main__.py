@@ -41,11 +41,12 @@ ACTIVE: dict[str, dict[str, Any]] = {
 # Options that a method takes; given to another method they are refused, not ignored.
 TRAINING = ("epochs", "batch_size", "lr", "weight_decay", "select")
 INNER = ("alpha", "inner_steps")
+ROUNDS = ("optimizer", "acquisition", "start", "query", "rounds", "order")
 FROZEN = ("val_labels", "train_backbone")
 HSFM = (*INNER, "support", "eta", "edits", "hard", "hard_set", "hypergradient", "published", "scaled")
 TAKES = {
     "erm": TRAINING,
-    **dict.fromkeys(ACTIVE_METHODS, (*TRAINING, *INNER, "acquisition", "start", "query", "rounds", "order")),
+    **dict.fromkeys(ACTIVE_METHODS, (*TRAINING, *INNER, *ROUNDS)),
     **dict.fromkeys(HEADS, ("epochs", "select", *FROZEN)),
     "erm-head": (*TRAINING, *FROZEN),
     "dfr": ("select", *FROZEN),
@@ -74,10 +75,12 @@ def parser() -> argparse.ArgumentParser:
 
 def add_run(commands: Any) -> None:
     """`run METHOD`: train and score; a subcommand sets `go`, the function that `main` calls with the arguments."""
+    from caml_core.data import DATASETS
+
     run = commands.add_parser("run", help="train a method and write one record a seed")
     run.set_defaults(go=go_run)
     run.add_argument("method", choices=METHODS)
-    run.add_argument("--dataset", required=True, help="birdscapes, dominoes, spuco_mnist")
+    run.add_argument("--dataset", required=True, help=", ".join(DATASETS))
     run.add_argument("--rho", type=float, help="share of majority examples in training, 0.5 to 1")
     run.add_argument("--seed", type=int, nargs="+", default=[0], metavar="S")
     run.add_argument("--profile", choices=ACTIVE, default="quick", help="default settings; full: the published ones")
@@ -100,6 +103,7 @@ def add_run(commands: Any) -> None:
     active.add_argument("--start", type=int, help="labels drawn at random first")
     active.add_argument("--query", type=int, help="labels of a round")
     active.add_argument("--rounds", type=int)
+    active.add_argument("--optimizer", choices=("adam", "adamw"))
     active.add_argument("--alpha", type=float, help="size of the inner step (also hsfm)")
     active.add_argument("--order", choices=("first", "exact"))
     active.add_argument("--inner-steps", type=int, help="(also hsfm)")
@@ -250,7 +254,7 @@ def erm(arguments: argparse.Namespace, splits: Splits, seed: int, device: torch.
         seed=seed,
         device=device,
         balance=arguments.balance,
-        augment=random_shift if arguments.augment == "shift" and not arguments.head_only else None,
+        augment=random_shift if arguments.augment == "shift" and train.x.ndim == 4 else None,
         checkpoint=work.with_suffix(".safetensors"),
         **settings(arguments),
     )
@@ -283,7 +287,7 @@ def active(
         plan,
         seed=seed,
         device=device,
-        augment=random_shift if arguments.augment == "shift" else None,
+        augment=random_shift if arguments.augment == "shift" and splits[0].x.ndim == 4 else None,
         work=work,
         queries=queries,
         first_round=0 if queries is None else plan.rounds,
@@ -354,7 +358,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"caml_core: {error.what}; expected {error.expected}; {error.remedy}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ncaml_core: stopped; the same command goes on from the last epoch", file=sys.stderr)
+        print("\ncaml_core: stopped; the same command goes on from where it stopped", file=sys.stderr)
         return 130
     return 0
 

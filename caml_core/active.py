@@ -41,6 +41,7 @@ from caml_core.metrics import SELECTION_RULES, group_metrics
 METHODS = ("append", "upweight", "mldg", "caml", "balanced", "jtt", "groupdro", "erm_all")
 META = ("upweight", "mldg", "caml")
 ORDERS = ("first", "exact")
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 JTT_UPWEIGHT, JTT_SHARE = 10.0, 0.25  # errors are drawn so many times as often; first training: this share of epochs
 DRO_STEP = 0.01  # of the group weights' multiplicative update
 
@@ -51,7 +52,8 @@ class Plan:
 
     Args:
         start, query, rounds: labels drawn at random first, labels of a round, number of rounds.
-        epochs, batch_size, lr, weight_decay, clip: of each training (Adam, gradient norm clipped).
+        epochs, batch_size, lr, weight_decay, clip: of each training (gradient norm clipped).
+        optimizer: "adam", whose weight decay is part of the gradient, or "adamw" (the published choice for text).
         alpha, order, inner_steps: of the meta-gradient, see `caml_core.meta.meta_gradient`.
         select: rule for the epoch, on the validation split (`caml_core.metrics.select_epoch`).
 
@@ -68,6 +70,7 @@ class Plan:
     batch_size: int = 32
     lr: float = 1e-4
     weight_decay: float = 1e-2
+    optimizer: str = "adam"
     clip: float = 1.0
     alpha: float = 1e-4
     order: str = "first"
@@ -83,7 +86,8 @@ class Plan:
         choices = {
             "method": METHODS,
             "acquisition": ACQUISITIONS,
-            "order": ("first", "exact"),
+            "order": ORDERS,
+            "optimizer": tuple(OPTIMIZERS),
             "select": SELECTION_RULES,
         }
         wrong += [f"{k}={getattr(self, k)!r}" for k, known in choices.items() if getattr(self, k) not in known]
@@ -91,7 +95,7 @@ class Plan:
             raise CamlError(
                 what=", ".join(wrong),
                 expected="counts of at least 1 (rounds: 0), finite lr and clip above 0, alpha and weight_decay of at "
-                f"least 0, and known names: {', '.join(METHODS)}; {', '.join(ACQUISITIONS)}; first, exact",
+                f"least 0, and known names: {', '.join(METHODS)}; {', '.join(ACQUISITIONS)}; first, exact; adam, adamw",
                 remedy="correct the setting",
             )
 
@@ -225,7 +229,7 @@ def train_round(
     if plan.method == "jtt":
         odds = odds * _errors(network, x, pool, sets, val, plan, seed, device, augment, checkpoint, config)
     dro = torch.full((n_groups,), 1 / n_groups, device=device)
-    opt = torch.optim.Adam(network.parameters(), lr=plan.lr, weight_decay=plan.weight_decay)
+    opt = OPTIMIZERS[plan.optimizer](network.parameters(), lr=plan.lr, weight_decay=plan.weight_decay)
     loss = loss_at(network, device)
 
     def run_epoch(epoch: int) -> dict[str, Any]:

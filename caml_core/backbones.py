@@ -18,7 +18,8 @@ from caml_core.device import seeded
 from caml_core.errors import CamlError
 from caml_core.store import sha256
 
-BACKBONES = ("small_cnn", "small_resnet", "resnet18", "resnet50", "efficientnet_lite0", "mlp")
+TEXT = ("minilm_last_block", "distilbert/distilbert-base-uncased", "google-bert/bert-base-uncased")
+BACKBONES = ("small_cnn", "small_resnet", "resnet18", "resnet50", "efficientnet_lite0", "mlp", *TEXT)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
@@ -83,7 +84,7 @@ def backbone(
         name: one of `BACKBONES`. `small_resnet` trains on two CPU cores in about a minute, `small_cnn` (for digits)
             faster; `efficientnet_lite0` carries its ImageNet weights in a Python package, so it is the pretrained
             network that always works; `resnet18` and `resnet50` fetch torchvision's ImageNet weights from the Hub;
-            `mlp` takes vectors, such as the features of sentences.
+            `mlp` takes vectors, such as the features of sentences; names of `TEXT` take words (`caml_core.text`).
         pretrained: default True where weights exist.
         n_inputs: length of the vectors that `mlp` takes.
         upscale: see `Backbone`; default 3 for EfficientNet-Lite0 (made for 224 pixels), else 1.
@@ -108,6 +109,10 @@ def backbone(
         elif name in ("resnet18", "resnet50"):
             body, width = _timm_body(f"{name}.tv_in1k", pretrained is not False)
             network = Backbone(body, width, n_classes, mean=IMAGENET_MEAN, std=IMAGENET_STD, upscale=upscale or 1)
+        elif name in TEXT:
+            from caml_core.text import text_network
+
+            network = text_network(name, n_classes, pretrained=pretrained, seed=seed)
         elif name == "mlp":
             if n_inputs is None:
                 raise CamlError(

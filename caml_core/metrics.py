@@ -41,8 +41,8 @@ def group_metrics(logits: Tensor, split: GroupDataset, train_counts: Tensor | No
     Args:
         logits: float (N, C), in the order of `split`.
         split: the examples they belong to.
-        train_counts: int64 (n_groups,), training group sizes, for `adjusted`; without them, or where training has none of the
-            groups of `split`, it is left out.
+        train_counts: int64 (n_groups,), training group sizes, for `adjusted`; without them, or where training has
+            none of the groups of `split`, it is left out.
 
     Returns:
         For `average`, `adjusted`, `worst_group`, `minority`, `majority`: `value`, `low`, `high` (95%: Wilson for

@@ -20,7 +20,7 @@ from caml_core import store
 from caml_core.device import device_name
 from caml_core.errors import CamlError
 
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "pyarrow", "caml_core")
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy", "pyarrow", "caml_core")
 REQUIRED = ("method", "dataset", "seed", "metrics", "config", "provenance")
 
 

@@ -152,7 +152,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(tmp_path: Path)
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate()
     assert child.returncode == 130, errors
-    assert "goes on from the last epoch" in errors
+    assert "goes on from where it stopped" in errors
     assert checkpoint.exists()
     assert not stopped.exists()
     other = subprocess.run([*command(stopped), "--lr", "0.1"], capture_output=True, text=True)

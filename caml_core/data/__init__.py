@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 DATASETS = (
     "birdscapes",
     "celeba",
+    "civilcomments",
     "dominoes",
     "folder",
+    "madlibs",
     "metashift",
     "spuco_animals",
     "spuco_mnist",
