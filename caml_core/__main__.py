@@ -63,12 +63,16 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     from caml_core.data.catalogue import add_data
+    from caml_core.published import add_tables
+    from caml_core.sweep import add_sweep
     from caml_core.train_tiny import add_train_tiny
 
     root = _Parser(prog="python -m caml_core", description="Runs of the book, from the command line.")
     commands = root.add_subparsers(dest="command", required=True)
     add_run(commands)
     add_data(commands)
+    add_sweep(commands)
+    add_tables(commands)
     add_train_tiny(commands)
     return root
 

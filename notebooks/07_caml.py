@@ -258,12 +258,11 @@ assert max(gain.values()) > 0
 # take an hour; their records are stored with everything needed to repeat them.
 
 # %%
-from caml_core.records import describe, mean_and_spread, stored
+from caml_core.published import by_run, paired
+from caml_core.records import describe, mean_and_spread
 from IPython.display import Markdown
 
-runs: dict[str, list] = {}
-for record in stored("digits"):
-    runs.setdefault(record["run"], []).append(record)
+runs = by_run("digits")
 rows = ["| method | minority | average | seeds |", "|:--|--:|--:|--:|"]
 for name, records in runs.items():
     cells = [
@@ -281,10 +280,8 @@ Markdown(f"*append*: {describe(runs['append'])}")
 # draw of labels helps both sides:
 
 # %%
-from caml_core.records import paired_difference
-
 differences = {
-    f"{a} − {b}": paired_difference(runs[a], runs[b], "minority")
+    f"{a} − {b}": paired(runs[a], runs[b], "minority")
     for a, b in [
         ("upweight", "append"),
         ("caml", "append"),
@@ -295,10 +292,11 @@ differences = {
         ("caml", "upweight, 11 of 6 x epochs"),
         ("caml", "balanced"),
     ]
-    if len(runs.get(a, [])) == len(runs.get(b, [])) > 1
+    if a in runs and b in runs
 }
 for name, d in differences.items():
-    print(f"{name:36s} {d['mean']:+6.1f}  [{d['low']:+.1f}, {d['high']:+.1f}]")
+    interval = f"[{d['low']:+.1f}, {d['high']:+.1f}]"
+    print(f"{name:36s} {d['mean']:+6.1f}  {interval:16s} n = {d['n']}")
 
 # %%
 names = list(differences)[::-1]

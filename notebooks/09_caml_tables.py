@@ -45,51 +45,23 @@ if "google.colab" in sys.modules:
 # Waterbirds and CivilComments.
 
 # %%
-from caml_core.errors import CamlError
-from caml_core.records import (
-    describe,
-    mean_and_spread,
-    paired_difference,
-    stored,
-)
+from caml_core.published import CAML, by_run, gain_text, paired
+from caml_core.records import describe, mean_and_spread
 
-PUBLISHED = {
-    "Dominoes": 27.8,
-    "Waterbirds": 29.9,
-    "SpuCo (animals)": 14.3,
-    "CivilComments": 24.0,
-}
-
-
-def runs(name):
-    """Stored records by the name of the run; empty when it was not run."""
-    try:
-        records = stored(name)
-    except CamlError:
-        return {}
-    groups = {}
-    for record in records:
-        groups.setdefault(record["run"], []).append(record)
-    return groups
-
-
-# %%
-digits, regimes, dominoes = runs("digits"), runs("regimes"), runs("dominoes10")
+digits, regimes = by_run("digits"), by_run("regimes")
+dominoes = by_run("dominoes10")
 
 
 def interval(a, b):
     """Difference of minority accuracy, paired by seed, as text."""
-    common = {r["seed"] for r in a} & {r["seed"] for r in b}
-    sides = [[r for r in side if r["seed"] in common] for side in (a, b)]
-    d = paired_difference(*sides, "minority")
-    return f"{d['mean']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}], n = {d['n']}"
+    return gain_text(a, b, "minority")
 
 
 # %%
 from IPython.display import Markdown
 
 rows = ["| dataset | published, best gain | ours |", "|:--|--:|:--|"]
-for dataset, points in PUBLISHED.items():
+for dataset, (points, _) in CAML.items():
     ours = "not run"
     if dataset == "Dominoes" and dominoes:
         ours = "; ".join(
@@ -102,8 +74,8 @@ rows.append(f"| ten MNIST digits on ten colours | not in the paper | {ours} |")
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# The published settings (ResNet-18, 4,500 + 5 × 100 labels, 100 epochs) want a GPU: `python benchmarks/tables.py
-# dominoes10 --device cuda` makes the Dominoes row. The last row is the same protocol at a size that a laptop can
+# The published settings (ResNet-18, 4,500 + 5 × 100 labels, 100 epochs) want a GPU: `python -m caml_core sweep
+# results/tables/dominoes10.toml --device cuda` makes the Dominoes row. The last row is the same protocol at a size that a laptop can
 # carry: a small network, 600 + 5 × 50 labels, least confidence, every method on the labels that *append* bought.
 #
 # ## Every control
@@ -154,15 +126,20 @@ pairs = {
     "caml − append": ("caml", "append"),
     "caml − upweight": ("caml", "upweight"),
     "caml − mldg": ("caml", "mldg"),
+    "caml exact − caml": ("caml exact", "caml"),
     "caml − append, 11 × epochs": ("caml", "append, 11 x epochs"),
     "caml − upweight, 11/6 × epochs": ("caml", "upweight, 11 of 6 x epochs"),
 }
 found = {
-    name: paired_difference(digits[a], digits[b], "minority")
+    name: paired(digits[a], digits[b], "minority")
     for name, (a, b) in pairs.items()
+    if a in digits and b in digits
 }
 for name, d in found.items():
-    print(f"{name:31s} {d['mean']:+6.1f}  [{d['low']:+.1f}, {d['high']:+.1f}]")
+    print(
+        f"{name:31s} {d['mean']:+6.1f}  [{d['low']:+.1f}, {d['high']:+.1f}]"
+        f"  n = {d['n']}"
+    )
 
 # %%
 names = list(found)[::-1]
@@ -198,8 +175,8 @@ assert (
 # column a seed, minority accuracy and WGA; few seeds, so read them one by one.
 
 # %%
-scenes = runs("birdscapes")
-by_run = {
+scenes = by_run("birdscapes")
+by_seed = {
     name: {
         r["seed"]: [
             r["metrics"][k]["value"] for k in ("minority", "worst_group")
@@ -208,14 +185,14 @@ by_run = {
     }
     for name, records in scenes.items()
 }
-seeds = sorted({seed for values in by_run.values() for seed in values})
+seeds = sorted({seed for values in by_seed.values() for seed in values})
 rows = [
     "| method | labels | " + " | ".join(f"seed {s}" for s in seeds) + " |",
     "|:--|--:|" + "--:|" * len(seeds),
 ]
 for start in (1000, 3000):
     for method in ("append", "upweight", "caml"):
-        values = by_run.get(f"{method}, {start}", {})
+        values = by_seed.get(f"{method}, {start}", {})
         cells = [
             "{:.1f} / {:.1f}".format(*values[s]) if s in values else "not run"
             for s in seeds
@@ -225,7 +202,7 @@ for start in (1000, 3000):
 Markdown("\n".join(rows))
 
 # %%
-append, caml = by_run["append, 1000"], by_run["caml, 1000"]
+append, caml = by_seed["append, 1000"], by_seed["caml, 1000"]
 ahead = sum(caml[s][0] > append[s][0] + 5 for s in caml)
 print(f"CAML clearly ahead of append: {ahead} of {len(caml)} seeds")
 shares = [
@@ -450,7 +427,7 @@ Markdown(f"{made} runs; the first: {describe(one[:1])}")
 # 1. `interval(digits["jtt"], digits["append"])`.
 # 2. About four times as many, 20: the width goes with $1/\sqrt{n}$ (and a little better, since Student's factor falls
 # too).
-# 3. CAML ahead of append at equal compute on ten-class Dominoes: `python benchmarks/tables.py dominoes10 --device
+# 3. CAML ahead of append at equal compute on ten-class Dominoes: `python -m caml_core sweep results/tables/dominoes10.toml --device
 # cuda`, then append with eleven times the epochs.
 #
 # </details>

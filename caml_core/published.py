@@ -1,0 +1,203 @@
+"""Published numbers, in this one place, and tables that set our records beside them: `python -m caml_core tables`.
+
+A cell is made from a file of `results/` or says "not run". Percent; a ± is the sample standard deviation over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from caml_core.errors import CamlError
+
+Record = dict[str, Any]
+METRICS = {"worst_group": "WGA", "average": "average", "minority": "minority"}
+NOT_RUN = "not run"
+
+# Chew and Wang, "Cumulative meta-learning from active learning queries", arXiv 2605.20771: best gain over append, over
+# acquisitions and settings, in points of the metric named.
+CAML = {
+    "Dominoes": (27.8, "minority"),
+    "Waterbirds": (29.9, "worst_group"),
+    "SpuCo (animals)": (14.3, "minority"),
+    "CivilComments": (24.0, "worst_group"),
+}
+
+# Yazdan Parast et al., "HSFM", arXiv 2603.29313: WGA and average, each with its ± where one is printed (ResNet-50).
+Cell = tuple[float, float | None]
+HSFM: dict[str, dict[str, tuple[Cell, Cell]]] = {
+    "Waterbirds": {
+        "erm-head": ((74.6, None), (90.2, None)),
+        "dfr": ((92.3, 0.2), (93.3, 0.5)),
+        "dac": ((92.3, 0.4), (95.3, 0.4)),
+        "ddb": ((93.0, 0.1), (93.6, 0.1)),
+        "hsfm": ((93.1, 0.1), (94.0, 0.5)),
+    },
+    "CelebA": {
+        "erm-head": ((30.6, None), (95.8, None)),
+        "dfr": ((88.3, 1.1), (91.3, 0.3)),
+        "dac": ((81.9, 0.7), (91.4, 1.1)),
+        "ddb": ((85.8, 1.4), (87.3, 0.7)),
+        "hsfm": ((89.2, 0.2), (90.6, 0.5)),
+    },
+    "MetaShift": {
+        "erm-head": ((64.1, None), (75.7, None)),
+        "dfr": ((72.8, 0.6), (77.5, 0.6)),
+        "dac": ((78.3, 1.6), (79.3, 0.1)),
+        "ddb": ((81.2, 0.2), (81.3, 0.2)),
+        "hsfm": ((77.2, 0.1), (77.4, 0.0)),
+    },
+    "Dominoes": {
+        "erm-head": ((78.6, None), (88.8, None)),
+        "dfr": ((90.0, 0.4), (92.3, 0.2)),
+        "dac": ((89.2, 0.1), (92.2, 0.3)),
+        "hsfm": ((90.4, 0.3), (92.9, 0.2)),
+    },
+}
+
+
+def by_run(name: str) -> dict[str, list[Record]]:
+    """Records of `results/NAME.json` by the name of their run, empty where nothing was run."""
+    from caml_core.records import stored
+
+    groups: dict[str, list[Record]] = {}
+    try:
+        records = stored(name)
+    except CamlError as error:
+        if error.what.startswith("no stored results"):
+            return {}
+        raise
+    for record in records:
+        groups.setdefault(record.get("run") or record["method"], []).append(record)
+    return groups
+
+
+def mean_text(records: Sequence[Record], metric: str) -> str:
+    """Mean ± spread over seeds in percent, with spaces that do not break; "not run" without records."""
+    from caml_core.records import mean_and_spread
+
+    if not records:
+        return NOT_RUN
+    if any(record["metrics"][metric]["value"] is None for record in records):
+        return "none"
+    return with_spread(*mean_and_spread(records, metric))
+
+
+def with_spread(value: float, spread: float | None) -> str:
+    """`90.4 ± 0.3`; without a spread (one seed, or none published) the value alone."""
+    return f"{value:.1f}" if spread is None or spread != spread else f"{value:.1f}\u00a0±\u00a0{spread:.1f}"
+
+
+def paired(records: Sequence[Record], baseline: Sequence[Record], metric: str) -> dict[str, float]:
+    """`caml_core.records.paired_difference` over the seeds that both sides have."""
+    from caml_core.records import paired_difference
+
+    common = {r["seed"] for r in records} & {r["seed"] for r in baseline}
+    sides = [[r for r in side if r["seed"] in common] for side in (records, baseline)]
+    return paired_difference(sides[0], sides[1], metric)
+
+
+def gain_text(records: Sequence[Record], baseline: Sequence[Record], metric: str) -> str:
+    """Difference paired over the seeds that both have, with its 95% interval and n, in points."""
+    if not {r["seed"] for r in records} & {r["seed"] for r in baseline}:
+        return NOT_RUN
+    d = paired(records, baseline, metric)
+    interval = f" [{d['low']:+.1f}, {d['high']:+.1f}]" if d["n"] > 1 else ""
+    return f"{d['mean']:+.1f}{interval}, n = {d['n']}"
+
+
+def origin(records: Sequence[Record]) -> list[str]:
+    """Cells on where numbers come from: n, device, date, commit; several values are joined."""
+    if not records:
+        return [""] * 4
+    found = [record["provenance"] for record in records]
+    days = sorted({one["date"][:10] for one in found})
+    unique = [sorted({one[key] for one in found}) for key in ("device", "commit")]
+    return [str(len(records)), ", ".join(unique[0]), " to ".join(days[:: max(1, len(days) - 1)]), ", ".join(unique[1])]
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, first column to the left, others to the right."""
+    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def caml_table() -> str:
+    """The gains that the CAML paper reports, beside ours: CAML on the labels that append bought, paired by seed."""
+    rows = []
+    for dataset, (points, metric) in CAML.items():
+        runs = by_run("dominoes10") if dataset == "Dominoes" else {}
+        bought = [name.removeprefix("caml-") for name in runs if name.startswith("caml-")] or [""]
+        for acquisition in bought:
+            caml, append = (runs.get(f"{method}-{acquisition}", []) for method in ("caml", "append"))
+            name = f"{dataset}, {acquisition}" if acquisition else dataset
+            rows.append([name, METRICS[metric], f"+{points}", gain_text(caml, append, metric), *origin(caml)])
+    digits = by_run("digits")
+    caml, append = digits.get("caml", []), digits.get("append", [])
+    found = gain_text(caml, append, "minority")
+    rows.append(["ten digits on ten colours", METRICS["minority"], "not in the paper", found, *origin(caml)])
+    header = ("", "metric", "paper: best gain over append", "ours", "runs", "device", "date", "commit")
+    return markdown(header, rows)
+
+
+def hsfm_table() -> str:
+    """The table of the HSFM paper, beside ours on Dominoes: on frozen ImageNet features, and on a ResNet of our own."""
+    ours = {"heads": "Lite0, frozen ImageNet features", "heads_resnet": "small ResNet trained on Dominoes"}
+    rows = []
+    for dataset, methods in HSFM.items():
+        for method in ["erm-head", "dfr", "dac", "ddb", "hsfm"]:
+            published = [with_spread(*cell) for cell in methods[method]] if method in methods else ["not reported", ""]
+            for source, backbone in ours.items() if dataset == "Dominoes" else {"": ""}.items():
+                records = by_run(source).get(method, []) if source else []
+                found = [mean_text(records, metric) for metric in ("worst_group", "average")]
+                rows.append([f"{dataset}, {method}", *published, *found, backbone, *origin(records)])
+    header = ("", "paper: WGA", "paper: average", "WGA", "average", "backbone", "n", "device", "date", "commit")
+    return markdown(header, rows)
+
+
+def summary(records: Sequence[Record], names: Sequence[str] = ()) -> str:
+    """A row for each run, mean ± spread over its seeds; `names` without a record say "not run"."""
+    groups: dict[str, list[Record]] = {name: [] for name in names}
+    for record in records:
+        groups.setdefault(record.get("run") or record["method"], []).append(record)
+    rows = [[name, *(mean_text(found, metric) for metric in METRICS), *origin(found)] for name, found in groups.items()]
+    table = markdown(("run", *METRICS.values(), "n", "device", "date", "commit"), rows)
+    hours = sum(record["provenance"]["wall_seconds"] for record in records) / 3600
+    return f"{table}\n\n{len(records)} runs, {hours:.2f} hours of computing in all"
+
+
+def stored_table(name: str) -> str:
+    """The records of `results/NAME.json`, with what its list `results/tables/NAME.toml` still wants."""
+    from caml_core.sweep import expand
+
+    listed = Path(__file__).parent.parent / "results" / "tables" / f"{name}.toml"
+    runs = expand(listed) if listed.exists() else []
+    records = [record for group in by_run(name).values() for record in group]
+    if not runs and not records:
+        raise CamlError(
+            what=f"no table {name!r}",
+            expected=f"one of {', '.join(TABLES)}, or the name of a file in results",
+            remedy="check the spelling",
+        )
+    missing = len(runs) - len(records)
+    rest = f"; {missing} of {len(runs)} not run" if runs and missing > 0 else ""
+    return summary(records, names=list(dict.fromkeys(run.name for run in runs))) + rest
+
+
+TABLES: dict[str, Callable[[], str]] = {"caml": caml_table, "hsfm": hsfm_table}
+
+
+def add_tables(commands: Any) -> None:
+    """`tables [NAME]`: Markdown from stored records."""
+    command = commands.add_parser("tables", help="published tables beside ours, as Markdown")
+    command.set_defaults(go=go_tables)
+    command.add_argument("name", nargs="?", metavar="NAME", help="caml, hsfm, or a file of results/; default: all")
+
+
+def go_tables(arguments: argparse.Namespace) -> None:
+    lists = sorted((Path(__file__).parent.parent / "results" / "tables").glob("*.toml"))
+    names = [arguments.name] if arguments.name else [*TABLES, *(file.stem for file in lists)]
+    for name in names:
+        print(f"### {name}\n\n{TABLES[name]() if name in TABLES else stored_table(name)}\n")

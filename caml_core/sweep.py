@@ -1,0 +1,583 @@
+"""Sweeps: many runs from one plain file, on one core or on a cluster, each made once.
+
+A file of runs (TOML) holds options of `python -m caml_core run`, spelt as on the command line. Those at the top are
+for all runs, each `[[runs]]` adds its own, and a list stands for one run an entry (several lists: all combinations):
+
+    dataset = "birdscapes"
+    seed = [0, 1, 2]
+
+    [[runs]]
+    method = "append"
+
+    [[runs]]
+    name = "{method}, {epochs} epochs"    # default: "{method}"
+    method = ["upweight", "caml"]
+    epochs = [20, 60]
+    queries-from = "append"               # buys the labels that the run of this name and the same seed bought
+
+A run is known by its *identity*, the hash of its settings and of the code that computes it. What has a record with
+this identity is not run again. Everything lies in one folder, FILE.json.work: a file of one line for each finished
+run, a log for each run that was started, and the checkpoints, from which whoever takes the run up goes on. On several
+machines this folder should be one they share; records travel through Ray and arrive even if it is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import io
+import itertools
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+import time
+import tomllib
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from caml_core.errors import CamlError
+
+Record = dict[str, Any]
+FREE = 10**8  # bytes that must be free on the disk before a sweep starts
+RETRIES = 3  # of a run whose worker or machine was lost
+PLACE = {"command", "go", "out", "device", "data", "queries_from"}  # where a run computes: no part of its identity
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a sweep: `command` is what stands behind `python -m caml_core run`."""
+
+    name: str  # the same for all seeds
+    seed: int
+    command: tuple[str, ...]
+    buys: str | None  # label of the run whose queries it buys again
+    code: str  # version of the code
+    identity: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}-{self.seed}"
+
+
+# ---- from a file to runs ------------------------------------------------------------------------------------
+
+
+def expand(file: Path) -> list[Run]:
+    """The runs that a file lists, each after the run whose labels it buys.
+
+    Raises:
+        CamlError: the file is missing or no TOML, an unknown key, a setting that the method refuses, a run listed
+            twice, or labels bought from a run that does not buy its own.
+    """
+    from caml_core.__main__ import parser
+
+    try:
+        table = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _wrong(file, f"cannot be read: {error}", "a TOML file of runs") from error
+    entries = table.pop("runs", None)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise _wrong(file, "lists no runs", "at least one [[runs]]")
+    command_line = parser()
+    known = vars(command_line.parse_args(["run", "erm", "--dataset", "", "--out", ""])).keys() - PLACE
+    keys = {name.replace("_", "-") for name in known} | {"name", "queries-from"}
+    runs: dict[str, Run] = {}
+    parsed: dict[str, argparse.Namespace] = {}
+    for entry in entries:
+        given = {"seed": 0, "name": "{method}", **table, **entry}
+        if unknown := sorted(given.keys() - keys):
+            raise _wrong(file, f"has unknown keys: {', '.join(unknown)}", "some of " + ", ".join(sorted(keys)))
+        if missing := {"method", "dataset"} - given.keys():
+            raise _wrong(file, f"has a run without {' and '.join(sorted(missing))}", "both for every run")
+        lists = {key: value if isinstance(value, list) else [value] for key, value in given.items()}
+        for values in itertools.product(*lists.values()):
+            run, arguments = _run(file, dict(zip(lists, values)), command_line)
+            if run.label in runs:
+                raise _wrong(file, f"lists {run.label!r} twice", "another name for each run, see `name`")
+            runs[run.label], parsed[run.label] = run, arguments
+    return _identified(file, runs, parsed)
+
+
+def _run(file: Path, cell: Mapping[str, Any], command_line: argparse.ArgumentParser) -> tuple[Run, argparse.Namespace]:
+    """One combination of settings, parsed as the command line would parse it."""
+    options = dict(cell)
+    try:
+        name = options.pop("name").format(**cell)
+        buys = options.pop("queries-from").format(**cell) if "queries-from" in options else None
+    except (LookupError, ValueError, AttributeError) as error:
+        raise _wrong(file, f"has a name that cannot be filled in: {error}", "{key} for keys of that run") from error
+    if not name or name.startswith(".") or set(name) & set('/\\:*?"<>|'):
+        raise _wrong(file, f"has a run called {name!r}", "names that can be names of files")
+    command = [str(options.pop("method"))]
+    for key, value in options.items():
+        if isinstance(value, dict):
+            command += [part for k, v in value.items() for part in (f"--{key}", f"{k}={v}")]
+        elif value is True:
+            command.append(f"--{key}")
+        elif value is not False:
+            command.append(f"--{key}={value}" if str(value).startswith("-") else f"--{key}")
+            command += [] if str(value).startswith("-") else [str(value)]
+    message = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(message):
+            arguments = command_line.parse_args(["run", *command, "--out", ""])
+    except SystemExit as error:
+        raise _wrong(file, f"run {name!r}: {message.getvalue().strip()}", "options of `run`") from error
+    (seed,) = arguments.seed
+    code = code_version(arguments.method, arguments.dataset)
+    return Run(name, seed, tuple(command), buys and f"{buys}-{seed}", code), arguments
+
+
+def _identified(file: Path, runs: Mapping[str, Run], parsed: Mapping[str, argparse.Namespace]) -> list[Run]:
+    """Check the settings of each run, and give it its identity; sellers first."""
+    from caml_core.__main__ import ACTIVE_METHODS
+
+    found: dict[str, Run] = {}
+    for run in sorted(runs.values(), key=lambda run: run.buys is not None):
+        arguments, sold = parsed[run.label], None
+        config = {k: v for k, v in vars(arguments).items() if k not in PLACE} | _checked(file, run, arguments)
+        if run.buys is not None:
+            seller = runs.get(run.buys)
+            sold = parsed[run.buys] if seller is not None else None
+            if seller is None or sold is None or seller.buys or sold.method not in ACTIVE_METHODS:
+                raise _wrong(file, f"{run.label!r} buys from {run.buys!r}", "a run in rounds that buys its own labels")
+            if sold.dataset != arguments.dataset or arguments.method not in ACTIVE_METHODS:
+                raise _wrong(file, f"{run.label!r} cannot buy from {run.buys!r}", "two runs in rounds on one dataset")
+            config["queries_from"] = found[run.buys].identity
+        said = {key: value for key, value in config.items() if value not in (None, []) and value is not False}
+        text = json.dumps([said, run.code], sort_keys=True, default=str)
+        found[run.label] = dataclasses.replace(run, identity=hashlib.sha256(text.encode()).hexdigest()[:16])
+    first = {run.identity: run.label for run in reversed(found.values())}
+    for run in found.values():
+        if first[run.identity] != run.label:
+            raise _wrong(file, f"{first[run.identity]!r} and {run.label!r} are the same run", "each run once")
+    return list(found.values())
+
+
+def _checked(file: Path, run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All settings of a run with its defaults, refused now if the run would refuse them later."""
+    import importlib
+    import inspect
+
+    from caml_core.__main__ import ACTIVE_METHODS, parse_options, settings
+    from caml_core.active import Plan
+    from caml_core.data import DATASETS
+
+    try:
+        found, options = settings(arguments), parse_options(arguments.option)
+        if arguments.method in ACTIVE_METHODS:
+            Plan(method=arguments.method, **found)
+    except CamlError as error:
+        raise _wrong(file, f"{run.label!r}: {error.what}", error.expected) from error
+    if arguments.dataset not in DATASETS:
+        raise _wrong(file, f"{run.label!r}: unknown dataset {arguments.dataset!r}", "one of " + ", ".join(DATASETS))
+    takes = inspect.signature(importlib.import_module(f"caml_core.data.{arguments.dataset}").load).parameters
+    if unknown := sorted(options.keys() - takes.keys()):
+        raise _wrong(file, f"{run.label!r}: {arguments.dataset} has no option {unknown}", "one of " + ", ".join(takes))
+    return found
+
+
+def _wrong(file: Path, what: str, expected: str) -> CamlError:
+    return CamlError(what=f"{file} {what}", expected=expected, remedy="correct the file; nothing was run")
+
+
+# ---- identity -----------------------------------------------------------------------------------------------
+
+COMMAND_LINE = {"parser", "main", "given", "settings"}  # of __main__: what they decide stands in the settings
+SILENT = {
+    "caml_core.errors",
+    "caml_core.records",
+    "caml_core.data",
+}  # they word, store and look up: they compute nothing
+
+
+@functools.cache
+def code_version(method: str, dataset: str) -> str:
+    """Hash (16 hexadecimal digits) of the code that decides what this method finds on this dataset.
+
+    It covers the functions of `caml_core.__main__` that run the method, the module of the dataset, and every module
+    of the package that these import, directly or not. Comments, docstrings and layout are left out. So figures,
+    chapters, other datasets and other methods can change without a run being made again. Versions of PyTorch and the
+    device are in the record of a run, not in its identity: they change last digits, not what a number means.
+    """
+    from caml_core.__main__ import HEADS
+
+    kinds = {"erm", "active", "head"}
+    own = "erm" if method == "erm" else "head" if method in HEADS else "active"
+    waiting, found = ["caml_core.__main__", f"caml_core.data.{dataset}"], {}
+    while waiting:
+        name = waiting.pop()
+        file = Path(__file__).parent.parent / (name.replace(".", "/") + ".py")
+        if not name.startswith("caml_core.") or name in found or name in SILENT or not file.exists():
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        if name == "caml_core.__main__":
+            functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+            unused = COMMAND_LINE | kinds - {own}
+            tree.body = [f for f in functions if f.name not in unused and not f.name.startswith("add_")]
+        found[name] = repr(_shape(tree))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _shape(node: Any) -> Any:
+    """A syntax tree as nested lists, without positions, docstrings and empty fields (which differ among Pythons)."""
+    if isinstance(node, list):
+        return [_shape(item) for item in node if not (isinstance(item, ast.Expr) and _is_text(item.value))]
+    if isinstance(node, ast.AST):
+        fields = [(name, value) for name, value in ast.iter_fields(node) if value is not None and value != []]
+        return [type(node).__name__, *((name, _shape(value)) for name, value in fields)]
+    return node
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+# ---- one run ------------------------------------------------------------------------------------------------
+
+
+def execute(run: Run, folder: Path, device: str, bought: Record | None = None) -> Record:
+    """Make one run, in this process with one thread, or go on with it from its checkpoints.
+
+    Args:
+        folder: of the sweep.
+        bought: compact record of the run whose labels it buys.
+
+    Returns:
+        The compact record; or `{"failed": why}`. Nothing is raised: one bad run must not stop the others.
+    """
+    import torch
+
+    done, log = folder / f"{run.label}.json", folder / f"{run.label}.log"
+    threads, argv = torch.get_num_threads(), sys.argv
+    try:
+        if done.exists():  # finished by a worker that was lost before it could say so
+            return read_finished(done, run)
+        if run.buys is not None and (bought is None or "failed" in bought):
+            return {"failed": f"{run.buys}, whose labels it buys, has no record"}
+        log.parent.mkdir(parents=True, exist_ok=True)
+        torch.set_num_threads(1)  # as many runs side by side as there are cores; and the same sums everywhere
+        with open(log, "a", encoding="utf-8") as to, contextlib.redirect_stdout(to), contextlib.redirect_stderr(to):
+            print(f"{run.label} on {platform.node()}, process {os.getpid()}", flush=True)
+            try:
+                return _make(run, folder, device, bought)
+            except Exception:
+                traceback.print_exc()
+                raise
+    except Exception as error:
+        return {"failed": error.what if isinstance(error, CamlError) else f"{type(error).__name__}: {error}"}
+    finally:
+        torch.set_num_threads(threads)
+        sys.argv = argv
+
+
+def _make(run: Run, folder: Path, device: str, bought: Record | None) -> Record:
+    from caml_core.__main__ import go_run, parser
+    from caml_core.records import write_records
+    from caml_core.store import write_text
+
+    own = (
+        folder / "unfinished" / run.identity
+    )  # named by identity: checkpoints of other settings or code stay untouched
+    place = ["--device", device, "--out", f"{run.label}.json"]
+    sys.argv = ["caml_core", "run", *run.command, *(["--queries-from", f"{run.buys}.json"] if bought else []), *place]
+    arguments = parser().parse_args(["run", *run.command, "--device", device, "--out", str(own / "run.json")])
+    here = code_version(arguments.method, arguments.dataset)
+    if here != run.code:
+        raise CamlError(
+            what=f"{platform.node()} has another version of the code ({here}, not {run.code})",
+            expected="the same caml_core on every machine of the cluster",
+            remedy="install it there again",
+        )
+    if bought is not None:
+        arguments.queries_from = own / "bought.json"
+        write_records(arguments.queries_from, [bought])
+    (record,) = go_run(arguments)
+    record = {"run": run.name, "identity": run.identity, "code": run.code, **record}
+    if run.buys is not None:
+        record["config"]["queries_from"] = run.buys
+    write_text(folder / f"{run.label}.json", json.dumps([record]) + "\n")
+    shutil.rmtree(own, ignore_errors=True)
+    return compact(record)
+
+
+def compact(record: Record) -> Record:
+    """What tables and figures need: no hundred groups, no history of epochs, bought rows once. Twice is once."""
+    metrics = {k: v for k, v in record["metrics"].items() if k not in ("groups", "empty_groups")}
+    if "rounds" not in record:  # a head's settings as used differ from its config only where they were scaled
+        unsaid = ("history",) if record["config"].get("scaled") else ("history", "settings")
+        return {**{k: v for k, v in record.items() if k not in unsaid}, "metrics": metrics}
+    keep = ["round", "labels", "batch_minority", "fit_start", "fit_queried"]
+    if "queries_from" not in record["config"]:
+        keep.append("queried")
+    rounds = [
+        {k: v for k, v in r.items() if k in keep} | {k: r["metrics"][k]["value"] for k in ("minority", "average")}
+        for r in record["rounds"]
+        if "metrics" in r
+    ]
+    return {**record, "metrics": metrics, "rounds": rounds or record["rounds"]}  # compact already
+
+
+def read_finished(file: Path, run: Run) -> Record:
+    """The compact record of a finished run.
+
+    Raises:
+        CamlError: the file is broken, or belongs to other settings or another version of the code.
+    """
+    from caml_core.records import read_records
+
+    (record,) = read_records(file)
+    _check_identity(file, record, run)
+    return compact(record)
+
+
+def _check_identity(file: Path, record: Record, run: Run) -> None:
+    if record.get("identity") == run.identity:
+        return
+    other = "other settings" if record.get("code") == run.code else "another version of the code"
+    raise CamlError(
+        what=f"{file} has a record of {run.label!r} made with {other} (commit {record['provenance']['commit']})",
+        expected=f"records of these runs and of code version {run.code}",
+        remedy="choose another --out, or move that file away, to make the runs again; "
+        "or go back to the commit and the list that made it",
+    )
+
+
+# ---- all runs -----------------------------------------------------------------------------------------------
+
+
+def sweep(
+    file: Path, out: Path, *, address: str = "local", device: str = "auto", gpus_per_run: float | None = None
+) -> list[Record]:
+    """Make the runs of `file` that have no record yet, and write all records to `out`.
+
+    Args:
+        file: the list of runs.
+        out: JSON list of compact records; its folder `out`.work holds finished runs, logs and checkpoints.
+        address: "local": Ray in this process and its workers, or one run after the other where Ray is not installed;
+            "serial": one after the other; else the address of a Ray cluster (HOST:PORT, or auto).
+        device: of each run: auto, cpu or cuda.
+        gpus_per_run: share of a GPU that Ray reserves for a run; default 1 where there is a GPU and `device` allows it.
+
+    Returns:
+        The compact records, in the order of the list.
+
+    Raises:
+        CamlError: before anything runs, whatever is wrong with the file, the folder, the device, the address; at the
+            end, the runs that failed.
+    """
+    from caml_core.published import summary
+    from caml_core.records import read_records, write_records
+
+    runs, folder = expand(file), out.with_name(out.name + ".work")
+    done: dict[str, Record] = {}
+    stored = {f"{r.get('run')}-{r['seed']}": r for r in (read_records(out) if out.exists() else [])}
+    for run in runs:
+        if (finished := folder / f"{run.label}.json").exists():
+            done[run.label] = read_finished(finished, run)
+        elif run.label in stored:
+            _check_identity(out, stored[run.label], run)
+            done[run.label] = stored[run.label]
+    if strange := sorted(stored.keys() - {run.label for run in runs}):
+        raise CamlError(
+            what=f"{out} has records of runs that {file} does not list: {', '.join(strange[:3])} ...",
+            expected="records of this list only, since the file is written again",
+            remedy="choose another --out",
+        )
+    open_runs = [run for run in runs if run.label not in done]
+    _check_disk(folder, open_runs)
+    print(f"{len(runs)} runs, {len(done)} of them finished, {len(open_runs)} to do", flush=True)
+    failed: dict[str, str] = {}
+    try:
+        start = time.perf_counter()
+        for run, outcome in _engine(open_runs, done, folder, device, gpus_per_run, address):
+            if "failed" in outcome:
+                failed[run.label], said = outcome["failed"], "failed"
+            else:
+                done[run.label], said = outcome, _line(outcome)
+            n = len(done) + len(failed)
+            left = len(runs) - n
+            seconds = (time.perf_counter() - start) / (len(open_runs) - left) * left
+            print(f"[{n}/{len(runs)}] {run.label}: {said}; {left} left, {_duration(seconds)}", flush=True)
+    finally:
+        records = [done[run.label] for run in runs if run.label in done]
+        if records:
+            write_records(out, records)
+    print(f"\n{summary(records, names=list(dict.fromkeys(run.name for run in runs)))}\n\n{out}: {len(records)} records")
+    if failed:
+        for label, why in failed.items():
+            print(f"failed: {label}: {why.splitlines()[0]} (log: {folder / label}.log)", flush=True)
+        raise CamlError(
+            what=f"{len(failed)} of {len(runs)} runs failed: {', '.join(list(failed)[:5])}",
+            expected="a record of every run",
+            remedy=f"read their logs in {folder}; the same command makes only these again",
+        )
+    return records
+
+
+def _engine(
+    runs: Sequence[Run], done: dict[str, Record], folder: Path, device: str, gpus: float | None, address: str
+) -> Iterator[tuple[Run, Record]]:
+    """Each run with what came of it, in the order in which they finish."""
+    from caml_core.device import pick_device
+
+    if gpus is not None and (gpus < 0 or (gpus > 1 and gpus % 1) or (gpus > 0 and device == "cpu")):
+        raise CamlError(
+            what=f"--gpus-per-run {gpus} with --device {device}",
+            expected="a share between 0 and 1, or a whole number; above 0 only without --device cpu",
+            remedy="for four runs on a GPU: --gpus-per-run 0.25",
+        )
+    if not runs:
+        return
+    if address == "serial" or (address == "local" and not _ray_is_installed()):
+        place = "cpu" if gpus == 0 else "cuda" if gpus else device
+        pick_device(place)
+        for run in runs:
+            yield run, execute(run, folder, place, done.get(run.buys or ""))
+        return
+    with _ray(address) as ray:
+        there = ray.cluster_resources().get("GPU", 0)
+        if gpus is None:
+            gpus = 1 if device == "cuda" or (device == "auto" and there) else 0
+        if gpus > there:
+            raise CamlError(
+                what=f"{gpus:g} GPU for each run, and Ray sees {there:g}",
+                expected="at least as many GPUs as one run asks for",
+                remedy="use --device cpu, or an --address of a cluster with GPUs",
+            )
+        task = ray.remote(execute).options(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)
+        refs: dict[str, Any] = {}
+        for run in runs:  # sellers come first; Ray hands their records to the buyers and orders the rest
+            bought = refs.get(run.buys or "", done.get(run.buys or ""))
+            refs[run.label] = task.remote(run, folder.resolve(), "cuda" if gpus else "cpu", bought)
+        waiting = {refs[run.label]: run for run in runs}
+        while waiting:
+            (ref,), _ = ray.wait(list(waiting))
+            run = waiting.pop(ref)
+            try:
+                outcome = ray.get(ref)
+                if "failed" not in outcome and not (folder / f"{run.label}.json").exists():
+                    from caml_core.records import write_records  # another machine, another disk
+
+                    write_records(folder / f"{run.label}.json", [outcome])
+            except ray.exceptions.RayError as error:
+                outcome = {"failed": f"its worker was lost {RETRIES + 1} times: {error}"}
+            yield run, outcome
+
+
+@contextlib.contextmanager
+def _ray(address: str) -> Iterator[Any]:
+    """A connection to Ray, or a Ray of our own for "local"; without reports to its makers.
+
+    Raises:
+        CamlError: Ray is not installed, or nobody answers at the address.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+
+        own: dict[str, Any] = {}
+        if address == "local":
+            own = {"include_dashboard": False, "object_store_memory": 10**8}  # what travels is small
+        else:
+            _knock(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise CamlError(
+            what=f"no Ray at {address!r}: {str(error).splitlines()[0]}",
+            expected="local, serial, or HOST:PORT of a Ray cluster to which this machine belongs (`ray start`)",
+            remedy="check the address, or pip install 'caml_core[ray]'",
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Ray would try for a minute; a closed port answers at once."""
+    import socket
+
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=10):
+            pass
+
+
+def _ray_is_installed() -> bool:
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _check_disk(folder: Path, runs: Sequence[Run]) -> None:
+    """Write the list of what is to do; a full disk, a read-only or a strange folder shows here, not after an hour."""
+    from caml_core.store import write_text
+
+    lines = [f"{run.identity}  {run.label}: {' '.join(run.command)}" for run in runs]
+    write_text(folder / "to-do.txt", "\n".join(lines) + "\n")
+    free = shutil.disk_usage(folder).free
+    if free < FREE:
+        raise CamlError(
+            what=f"{free / 1e6:.0f} MB are free for {folder}",
+            expected=f"at least {FREE / 1e6:.0f} MB",
+            remedy="free some space, or choose another --out",
+        )
+
+
+def _line(record: Record) -> str:
+    from caml_core.published import METRICS
+
+    values = [
+        f"{short} {record['metrics'][key]['value']:.1f}"
+        for key, short in METRICS.items()
+        if record["metrics"][key]["value"] is not None
+    ]
+    return ", ".join(values) + f", {record['provenance']['wall_seconds']:.0f} s"
+
+
+def _duration(seconds: float) -> str:
+    minutes, whole = divmod(round(seconds), 60)
+    return f"about {minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"about {minutes} min {whole} s"
+
+
+# ---- command line -------------------------------------------------------------------------------------------
+
+
+def add_sweep(commands: Any) -> None:
+    """`sweep FILE`: make the runs that a file lists and that have no record yet."""
+    command = commands.add_parser("sweep", help="make the runs that a file lists, each once")
+    command.set_defaults(go=go_sweep)
+    command.add_argument("file", type=Path, metavar="FILE.toml")
+    command.add_argument("--out", type=Path, metavar="FILE.json", help="default: results/NAME.json")
+    command.add_argument("--address", default="local", help="local (default), serial, or HOST:PORT of a Ray cluster")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    command.add_argument("--gpus-per-run", type=float, metavar="F", help="share of a GPU for each run, e.g. 0.25")
+
+
+def go_sweep(arguments: argparse.Namespace) -> None:
+    out = arguments.out or Path("results") / f"{arguments.file.stem}.json"
+    sweep(
+        arguments.file,
+        out,
+        address=arguments.address,
+        device=arguments.device,
+        gpus_per_run=arguments.gpus_per_run,
+    )

@@ -1,0 +1,572 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Hundreds of runs
+#
+# **Question.** A table of this book is fifty to two hundred trainings. How do they get done, each once, on a laptop that
+# is closed in the evening or on a cluster that loses machines?
+#
+# **You will be able to** write a list of runs, say when a run has to be made again and when not, kill a sweep in the
+# middle and go on, and estimate what breaks first when a hundred runs become a million.
+#
+# > **Before you start.** Chapter [01](01_shortcuts.ipynb) is enough. This takes about a minute and 1 GB of memory on a
+# > laptop; nothing is downloaded. One part uses [Ray](https://docs.ray.io) where it is installed (`pip install
+# > "caml_core[ray]"`) and says so where it is not.
+
+# %% tags=["hide-input"]
+import os
+import subprocess
+import sys
+
+# On Colab, install the book's package; elsewhere there is nothing to do.
+if "google.colab" in sys.modules:
+    source = "git+https://github.com/your_account/caml-book"
+    source = os.environ.get("CAML_REPOSITORY", source)
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", source]
+    subprocess.run(pip, check=True)
+    from caml_core.colab import setup
+
+    setup()
+# %% [markdown]
+# ## A list of runs
+#
+# One run is one command: `python -m caml_core run append --dataset birdscapes --seed 0 ...`. A **sweep** is many of
+# them, and a sweep wants to be read by people: which settings, which seeds, what was left out? So it is a plain text
+# file. What stands at the top is for all runs. Each `[[runs]]` adds its own settings. A list stands for one run an
+# entry.
+
+# %%
+import tempfile
+from pathlib import Path
+
+folder = Path(tempfile.mkdtemp())
+LIST = """
+dataset = "birdscapes"
+option = { size = 16, n_train = 200, n_val = 60, n_test = 80 }
+backbone = "small_cnn"
+start = 60
+query = 20
+rounds = 2
+epochs = 10
+seed = [0, 1]
+
+[[runs]]
+method = "append"
+
+[[runs]]
+method = ["upweight", "caml"]
+queries-from = "append"
+"""
+
+# %% tags=["nbval-check-output"]
+from caml_core.sweep import expand
+
+(folder / "list.toml").write_text(LIST)
+runs = expand(folder / "list.toml")
+for run in runs:
+    print(
+        f"{run.label:12}", "buys the labels of " + run.buys if run.buys else ""
+    )
+assert len(runs) == 2 * 3
+
+# %% [markdown]
+# `queries-from` says that two methods are compared on *the same* labels: *append* asks, and the others buy what it
+# bought. So they must wait for it. That is all the order there is, and the list never has to say it.
+#
+# A list is read as a whole before anything is run. A misspelt setting should cost a second, not a night:
+
+# %%
+from caml_core.errors import CamlError
+
+(folder / "wrong.toml").write_text(LIST.replace("epochs", "epoch"))
+try:
+    expand(folder / "wrong.toml")
+except CamlError as error:
+    print(error.what.split(" ", 1)[1])
+
+# %% [markdown]
+# ## When is a run the same run?
+#
+# A sweep must know what is finished. File names do not tell: a record called `caml-0` may come from other settings, or
+# from a program that had a mistake in it. So each run has an **identity**,
+#
+# $$\text{identity} = \text{hash}(\text{settings},\ \text{code},\ \text{identity of the run it buys from}).$$
+#
+# Change one setting of *append* alone, and see who is affected:
+
+# %%
+changed = LIST.replace('method = "append"', 'method = "append"\nlr = 0.002')
+(folder / "changed.toml").write_text(changed)
+before = {run.label: run.identity for run in runs}
+after = {run.label: run.identity for run in expand(folder / "changed.toml")}
+for label in before:
+    print(f"{label:12} {before[label]}  {after[label]}")
+assert all(before[label] != after[label] for label in before)
+
+# %% [markdown]
+# All of them: who buys the labels of another run depends on it. A remark in the file, the order of the entries or
+# the name of a run changes nothing.
+#
+# The *code* part is a choice. If it were the commit, a comma in a chapter would throw away every table. If it were
+# nothing, a mistake would survive its correction. Here it is the hash of the modules that this method and this dataset
+# import, as syntax trees, so that comments do not count.
+
+# %%
+from caml_core.sweep import code_version
+
+for method, dataset in (
+    ("caml", "birdscapes"),
+    ("append", "birdscapes"),
+    ("caml", "dominoes"),
+    ("hsfm", "birdscapes"),
+):
+    print(f"{method:7} {dataset:11} {code_version(method, dataset)}")
+assert code_version("caml", "dominoes") != code_version("caml", "birdscapes")
+assert code_version("caml", "birdscapes") == code_version(
+    "append", "birdscapes"
+)
+
+# %% [markdown]
+# Two methods that share their modules share their version. Note what is *not* in it: the device and the version of
+# PyTorch. They change the last digits of a number; the record names them, and the reader can judge. That is a choice,
+# too.
+#
+# ## Kill it
+#
+# Start the sweep as one does in a terminal, and kill it without mercy (no chance to clean up) once two runs are
+# finished and the third has begun to train.
+
+# %%
+import subprocess
+import sys
+import time
+
+COMMAND = [sys.executable, "-m", "caml_core", "sweep", "list.toml"]
+COMMAND += ["--address", "serial", "--device", "cpu", "--out", "table.json"]
+work = folder / "table.json.work"
+process = subprocess.Popen(
+    COMMAND, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+)
+middle = f"unfinished/{before['upweight-0']}/**/*.safetensors"
+while process.poll() is None and not list(work.glob(middle)):
+    time.sleep(0.02)
+process.kill()
+process.wait()
+files = sorted(path for path in work.rglob("*") if path.is_file())
+for path in files:
+    print(f"{path.stat().st_size:8,} bytes  {path.relative_to(work)}")
+
+# %% [markdown]
+# Every file is whole or absent: it is written under another name and renamed at the end. A finished run is one file of
+# one line, so that many writers never share a file. The run that was hit has left a checkpoint of its last epoch, in a
+# folder named by its identity, so that nobody goes on with a checkpoint of other settings. Now the same command again:
+
+# %%
+again = subprocess.run(COMMAND, cwd=folder, capture_output=True, text=True)
+print(again.stdout.split("| run")[0].strip())
+finished = int(again.stdout.split(" of them finished")[0].split()[-1])
+assert again.returncode == 0
+assert 2 <= finished < 6
+
+# %% [markdown]
+# And does the result show the scar? Make the same list again in peace, one run after the other, and compare.
+
+# %%
+import contextlib
+import io
+
+from caml_core.records import read_records
+from caml_core.sweep import sweep
+
+with contextlib.redirect_stdout(io.StringIO()):
+    peace = sweep(
+        folder / "list.toml",
+        folder / "peace.json",
+        address="serial",
+        device="cpu",
+    )
+killed = read_records(folder / "table.json")
+
+
+def found(record):
+    """What a run found, without when and where."""
+    other = ("provenance", "train_seconds")
+    return {key: value for key, value in record.items() if key not in other}
+
+
+same = sum(found(a) == found(b) for a, b in zip(killed, peace))
+print(f"{same} of {len(peace)} records are equal, bit for bit")
+assert same == len(peace) == len(killed) == 6
+
+# %% [markdown]
+# They are equal since nothing random is *remembered*: each epoch draws from (seed, epoch), so there is no state to lose.
+#
+# ## Many workers
+#
+# With Ray installed the same command makes as many runs at a time as there are cores, and on a cluster
+# (`--address HOST:PORT`) as many as the cluster has. We wrote no scheduler. A run is a Ray *task* that asks for one core
+# and perhaps a share of a GPU. When its worker or its machine is lost, Ray starts it again elsewhere, and it goes on
+# from the checkpoint if the folder is one that all machines share. The record travels back through Ray, so it arrives
+# even where they do not.
+#
+# How much does it help? Take the real durations of a stored table and give the runs to $W$ workers: each free worker
+# takes the next run whose seller is ready.
+
+# %%
+import heapq
+import math
+import re
+
+from caml_core.records import stored
+
+records = stored("digits")
+seconds, seller = {}, {}
+for record in records:
+    label = f"{record['run']}-{record['seed']}"
+    seconds[label] = record["provenance"]["wall_seconds"]
+    bought = re.search(
+        r"--queries-from (\S+)\.json", record["provenance"]["command"]
+    )
+    seller[label] = bought[1] if bought else None
+
+
+def makespan(seconds, seller, workers):
+    """Seconds until the last run is done, sellers first."""
+    free, done = [0.0] * workers, {}
+    for label in sorted(seconds, key=lambda label: seller[label] is not None):
+        start = max(heapq.heappop(free), done.get(seller[label], 0.0))
+        done[label] = start + seconds[label]
+        heapq.heappush(free, done[label])
+    return max(done.values())
+
+
+# %%
+import plotly.graph_objects as go
+from caml_core.figures import CHANCE, LABEL, use_book_style
+
+use_book_style()
+WORKERS = [1, 2, 4, 8, 16, 32, 64]
+alone = sum(seconds.values())
+speedup = [alone / makespan(seconds, seller, w) for w in WORKERS]
+chain = max(seconds[x] + seconds.get(seller[x], 0) for x in seconds)
+bound = alone / chain
+figure = go.Figure()
+figure.add_scatter(
+    x=WORKERS, y=[round(s, 2) for s in speedup], mode="lines+markers",
+    name="this table", line_color=LABEL,
+)  # fmt: skip
+figure.add_scatter(
+    x=WORKERS, y=WORKERS, mode="lines", name="W times as fast",
+    line={"color": CHANCE, "dash": "dot"},
+)  # fmt: skip
+figure.add_hline(y=bound, line={"color": CHANCE, "dash": "dash"})
+figure.add_annotation(
+    x=0, xanchor="left", xref="paper", y=math.log10(bound), yanchor="bottom",
+    text="all / longest chain of runs", showarrow=False, font_color=CHANCE,
+)  # fmt: skip
+figure.update_layout(
+    title="More workers help until one long chain is all that is left",
+    xaxis={"title": "workers W", "type": "log", "tickvals": WORKERS},
+    yaxis={
+        "title": "times as fast as one worker",
+        "type": "log",
+        "tickvals": WORKERS,
+    },
+)
+
+# %%
+print(f"{len(seconds)} runs, {alone / 3600:.1f} core-hours of computing")
+print(f"two workers: {speedup[1]:.2f} times as fast; at most {bound:.1f} times")
+assert speedup[1] > 1.7
+assert max(speedup) < bound + 1e-9
+assert speedup[-1] < 0.5 * WORKERS[-1]
+
+# %% [markdown]
+# With two workers nothing is wasted. With many, the table waits for its longest chain: *append*, and then the control
+# that trains eleven times as long. More machines cannot cut that. One could split the chain, or put other tables into
+# the gaps.
+#
+# This was arithmetic on measured durations. `python benchmarks/sweep.py` measures the thing itself on your cores.
+#
+# ## Packing a GPU
+#
+# Our networks are small: one run leaves most of a GPU idle. `--gpus-per-run 0.25` lets four share it. Does that pay?
+# Runs an hour against runs at a time is a measurement, not an opinion, and it needs a GPU.
+
+# %%
+from IPython.display import Markdown
+
+TABLES = (
+    "digits",
+    "regimes",
+    "birdscapes",
+    "dominoes10",
+    "heads",
+    "heads_resnet",
+    "heads_birdscapes",
+)
+from caml_core.published import by_run, markdown
+
+rows = []
+for share in (1, 0.5, 0.25, 0.125):
+    name = f"packing_{round(1 / share)}"
+    made = [record for group in by_run(name).values() for record in group]
+    hours = sum(record["provenance"]["wall_seconds"] for record in made) / 3600
+    rate = f"{len(made) / (hours * share):.0f}" if made else "not run"
+    command = (
+        "python -m caml_core sweep results/tables/digits.toml --device cuda"
+    )
+    rows.append(
+        [
+            f"{1 / share:.0f}",
+            rate,
+            f"`{command} --gpus-per-run {share} --out results/{name}.json`",
+        ]
+    )
+Markdown(markdown(("runs at a time", "runs/hour", "command"), rows))
+
+# %% [markdown]
+# What did the stored tables cost? Hours are of one core or one GPU, whatever the record names.
+
+# %%
+rows = []
+for name in TABLES:
+    made = [record for group in by_run(name).values() for record in group]
+    cost = {"CPU": 0.0, "GPU": 0.0}
+    for record in made:
+        kind = (
+            "CPU" if record["provenance"]["device"].startswith("cpu") else "GPU"
+        )
+        cost[kind] += record["provenance"]["wall_seconds"] / 3600
+    hours = [f"{cost[kind]:.1f}" if cost[kind] else "not run" for kind in cost]
+    rows.append([name, str(len(made)), *hours])
+Markdown(markdown(("table", "runs", "core-hours", "GPU-hours"), rows))
+
+# %% [markdown]
+# ## What one run costs beside the run
+#
+# Now the overhead, in three parts: the disk (a record is written, and forced to the platter), the list (reading and
+# checking it) and the scheduler (starting a task, collecting its result).
+
+# %%
+import json
+
+from caml_core.store import write_text
+
+
+def timed(action, n):
+    """Seconds for each of n calls of action(i)."""
+    start = time.perf_counter()
+    for i in range(n):
+        action(i)
+    return (time.perf_counter() - start) / n
+
+
+text = json.dumps([peace[3]]) + "\n"
+(folder / "grid.toml").write_text(LIST.replace("[0, 1]", str(list(range(100)))))
+cost = {
+    "a record to disk": timed(
+        lambda i: write_text(folder / "disk" / f"{i}.json", text), 50
+    ),
+    "a record from disk": timed(
+        lambda i: json.loads((folder / "disk" / f"{i}.json").read_text()), 50
+    ),
+    "a run of the list": timed(lambda i: expand(folder / "grid.toml"), 1) / 300,
+}
+for name, value in cost.items():
+    print(f"{name:20} {1000 * value:8.2f} ms")
+print(f"a record has {len(text) / 1000:.1f} kB")
+assert max(cost.values()) < 1
+
+# %%
+import os
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray reports to nobody
+try:
+    import ray
+except ImportError:
+    print("Ray is not installed here")
+    RATE = 200.0  # tasks a second, to go on with
+else:
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False,
+        log_to_driver=False, logging_level=40, object_store_memory=10**8,
+    )  # fmt: skip
+    nothing = ray.remote(lambda: None)
+    ray.get([nothing.remote() for _ in range(4)])  # workers start
+    start = time.perf_counter()
+    waiting = [nothing.remote() for _ in range(200)]
+    while waiting:
+        _, waiting = ray.wait(waiting)
+    RATE = 200 / (time.perf_counter() - start)
+    ray.shutdown()
+    print(f"{RATE:.0f} empty tasks a second")
+assert RATE > 1
+
+# %% [markdown]
+# Milliseconds, where a run takes seconds to hours. For the tables of this book the overhead is nothing.
+#
+# ## The plan to a million
+#
+# Multiply by $10^6$ and see what stops being nothing. A driver that hands out $r$ tasks a second keeps
+# $W$ workers busy only if runs are long enough: in the $s$ seconds of a run it must hand out $W$ others, so
+#
+# $$\text{busy} \le \min\Bigl(1,\ \frac{r\,s}{W}\Bigr).$$
+#
+# A small simulation with runs of random length, and the bound beside it:
+
+# %%
+import random
+
+
+def busy(rate, mean_seconds, workers):
+    """Share of the workers' time that is spent computing."""
+    draw = random.Random(0)
+    tasks, free, given, end, used = 20 * workers, [0.0] * workers, 0.0, 0.0, 0.0
+    for _ in range(tasks):
+        given += 1 / rate  # one task after the other leaves the driver
+        start = max(given, heapq.heappop(free))
+        length = mean_seconds * draw.uniform(0.5, 1.5)
+        heapq.heappush(free, start + length)
+        used, end = used + length, max(end, start + length)
+    return used / (workers * end)
+
+
+SIZES = [10, 30, 100, 300, 1000, 3000, 10000]
+colours = ("#0072B2", "#E69F00", "#009E73")
+figure, shares = go.Figure(), {}
+for length, colour in zip((1, 10, 100), colours):
+    shares[length] = [100 * busy(RATE, length, w) for w in SIZES]
+    limit = [100 * min(1, RATE * length / w) for w in SIZES]
+    figure.add_scatter(
+        x=SIZES, y=[round(s, 1) for s in shares[length]], name=f"runs of {length} s",
+        mode="lines+markers", line_color=colour,
+    )  # fmt: skip
+    figure.add_scatter(
+        x=SIZES, y=limit, mode="lines", line={"color": colour, "dash": "dot"},
+        showlegend=False, hoverinfo="skip",
+    )  # fmt: skip
+figure.update_layout(
+    title="Short runs leave a large cluster idle (dots: the bound)",
+    xaxis={"title": "workers W", "type": "log", "tickvals": SIZES},
+    yaxis={"title": "time spent computing (%)", "range": [0, 104]},
+)
+
+# %%
+for length, values in shares.items():
+    for w, share in zip(SIZES, values):
+        assert share <= 100 * min(1, RATE * length / w) + 1
+assert shares[100][0] > shares[1][-1]
+assert shares[1][-1] < 0.5 * shares[1][0]
+
+# %% [markdown]
+# Then the sums. Loading the data is measured, too: each run loads its own.
+
+# %%
+from caml_core.data import load
+
+option = {"size": 16, "n_train": 200, "n_val": 60, "n_test": 80}
+loading = timed(lambda i: load("birdscapes", seed=0, **option), 3)
+N = 10**6
+seconds_each = {
+    "scheduler: one driver hands out tasks": 1 / RATE,
+    "list: read and checked": cost["a run of the list"],
+    "filesystem: records written one by one": cost["a record to disk"],
+    "data: loaded anew by each run": loading,
+}
+for name, value in seconds_each.items():
+    print(f"{name:40} {N * value / 3600:8.1f} h")
+print(f"{'filesystem: files in one folder':40} {2 * N:10,}")
+print(f"{'filesystem: records':40} {N * len(text) / 1e9:8.1f} GB")
+
+# %%
+names = list(seconds_each)[::-1]
+figure = go.Figure(
+    go.Bar(
+        x=[round(1000 * seconds_each[n], 3) for n in names],
+        y=[n.replace(": ", ":<br>") for n in names],
+        orientation="h",
+        marker_color=LABEL,
+    )
+)
+figure.update_layout(
+    title="Beside the run itself: milliseconds, some of them paid by one machine",
+    xaxis={"title": "milliseconds a run"},
+    yaxis_automargin=True,
+)
+
+# %% [markdown]
+# Read the bars with one question in mind: which of these costs is paid by *one* machine? Loading is paid by the workers,
+# side by side, and it shrinks when a task makes several seeds on the same data. Writing is done by the workers as well,
+# but into one folder, and a folder of two million files (a record and a log each) is slow to list on most filesystems,
+# and a quota on the number of files ends it. The list and the scheduler are paid by the driver alone.
+#
+# So this is the order in which things break, and what to do then:
+#
+# 1. **Files.** From some ten thousand runs: one folder a table, and a table merged into one file when it is done, as the
+#    sweep does with `--out`. Further on: one file a bundle of runs.
+# 2. **The scheduler.** When runs are shorter than $W / r$: put many seeds into one task. Seeds of one setting can even be
+#    stacked into one set of tensors; `benchmarks/meta_step.py` measures that.
+# 3. **The list.** A million combinations are not a list that anybody reads. Split it into tables that each ask a question.
+# 4. **The data.** Keep it on the machines' own disks, and let a worker keep what it loaded.
+#
+# What we did *not* measure: a real cluster, a network filesystem, a driver with a million waiting tasks. Those numbers
+# are of this machine, multiplied; the order may change elsewhere, so measure yours first.
+
+# %%
+import shutil
+
+shutil.rmtree(folder)
+
+# %% [markdown]
+# ## What we saw
+#
+# - A sweep is a list that people can read; all of it is checked before anything runs.
+# - A run is known by the hash of its settings, of the code that computes it, and of the run whose labels it buys.
+# - A sweep that was killed in the middle goes on, and its records are equal to those of one that was left in peace.
+# - Two workers are nearly twice as fast; many wait for the longest chain.
+# - For hundreds of runs the overhead is nothing. For a million, files and one driver are what breaks first, and short
+#   runs make both worse.
+# - Packing a GPU was not measured here; the commands are in the table.
+#
+# Turn these knobs: kill the sweep in its first run, or twice. Give it `--address local` in place of `serial`. Edit a
+# comment in `caml_core/active.py` and print the code version; then edit a line that computes.
+#
+# ## Exercises
+#
+# 1. Write a list with three learning rates, two methods and five seeds. How many runs are it, and how many of them
+#    must be made again when you add a fourth learning rate?
+# 2. Why does a run that buys labels carry the identity of its seller in its own, and not only the seller's name?
+# 3. A worker is lost after it wrote its record and before it reported it. Which line of `execute` in
+#    `caml_core/sweep.py` keeps the run from being made twice?
+# 4. Your cluster has a thousand workers, and a run takes five seconds. From the rate measured above: what share of the
+#    cluster works, and how many seeds must a task hold?
+#
+# <details><summary>Solutions</summary>
+#
+# 1. Thirty; none of them, only the ten new ones are made.
+# 2. A name survives when the seller's settings change, and then the labels are others.
+# 3. The first one inside `try`: where there is a record, it is read.
+# 4. At most $r s / W$ with $s = 5$ and $W = 1000$; a task of $k$ seeds lasts $k$ times as long, so $k \ge W / (r s)$.
+#
+# </details>
+#
+# ## References
+#
+# - P. Moritz et al., [Ray: a distributed framework for emerging AI applications](https://arxiv.org/abs/1712.05889),
+#   2018.
+# - [Ray documentation: fault tolerance of tasks](https://docs.ray.io/en/latest/ray-core/fault_tolerance/tasks.html).
+# - R. L. Graham, [Bounds on multiprocessing timing anomalies](https://doi.org/10.1137/0117039), 1969: what one can
+#   expect when free workers take the next task.
+# - [TOML](https://toml.io), the format of the lists.

@@ -1,0 +1,396 @@
+"""Sweeps: the lists of the book, identities, refusals before anything runs, and killed workers and machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import require
+
+from benchmarks import tables
+from caml_core import sweep as module
+from caml_core.__main__ import main, parser, settings
+from caml_core.errors import CamlError
+from caml_core.records import read_records
+from caml_core.sweep import Run, code_version, execute, expand, sweep
+
+ROOT = Path(__file__).parent.parent
+LISTS = sorted((ROOT / "results" / "tables").glob("*.toml"))
+TINY = """
+dataset = "birdscapes"
+option = { size = 16, n_train = 120, n_val = 32, n_test = 40 }
+backbone = "small_cnn"
+start = 40
+query = 8
+rounds = 2
+epochs = 5
+seed = [0, 1]
+
+[[runs]]
+method = ["upweight", "caml"]
+queries-from = "append"
+
+[[runs]]
+method = "append"
+"""
+ERM = """
+dataset = "birdscapes"
+option = { size = 16, n_train = 120, n_val = 32, n_test = 40 }
+backbone = "small_cnn"
+epochs = 1
+[[runs]]
+method = "erm"
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "list.toml"
+    file.write_text(text)
+    return file
+
+
+def found(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a run found, without when and where."""
+    return [{k: v for k, v in record.items() if k not in ("provenance", "train_seconds")} for record in records]
+
+
+def meaning(command: list[str]) -> dict[str, Any]:
+    """All settings that a command stands for, defaults included."""
+    arguments = parser().parse_args(["run", *command, "--out", ""])
+    return {**{k: v for k, v in vars(arguments).items() if k != "go"}, **settings(arguments)}
+
+
+# ---- lists --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_lists_are_those_of_the_former_program(name: str) -> None:
+    former = {label: (meaning(command), bought) for label, command, bought in tables.TABLES[name]()}
+    runs = expand(ROOT / "results" / "tables" / f"{name}.toml")
+    assert {run.label: (meaning(list(run.command)), run.buys) for run in runs} == former
+
+
+@pytest.mark.parametrize("file", LISTS, ids=lambda file: file.stem)
+def test_stored_records_are_runs_of_their_list(file: Path) -> None:
+    """The command in a record is the one that the list stands for."""
+    runs = {run.label: run for run in expand(file)}
+    stored = ROOT / "results" / f"{file.stem}.json"
+    for record in read_records(stored) if stored.exists() else []:
+        said = re.search(r" run (.*?)(?: --queries-from (.*)\.json)? --device ", record["provenance"]["command"])
+        assert said is not None
+        run = runs[f"{record['run']}-{record['seed']}"]
+        assert meaning(said[1].split()) == meaning(list(run.command))
+        assert (said[2] is None) == (run.buys is None)
+
+
+def test_a_list_is_expanded_to_all_combinations_after_what_they_buy(tmp_path: Path) -> None:
+    runs = expand(write(tmp_path, TINY))
+    assert [run.label for run in runs] == [
+        "append-0", "append-1", "upweight-0", "caml-0", "upweight-1", "caml-1",
+    ]  # fmt: skip
+    assert [run.buys for run in runs] == [None, None, "append-0", "append-0", "append-1", "append-1"]
+    assert "--option size=16 --option n_train=120" in " ".join(runs[0].command)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs = 5", "epoch = 5", "unknown keys: epoch"),
+        ("epochs = 5", "device = 'cpu'", "unknown keys: device"),
+        ("epochs = 5", "epochs = 'many'", "argument --epochs: invalid int"),
+        ("epochs = 5", "epochs = 0", "epochs=0"),
+        ("epochs = 5", "eta = 1.0", "does not take --eta"),
+        ("n_val", "n_valid", "has no option"),
+        ('"birdscapes"', '"birds"', "unknown dataset"),
+        ('= "append"\n\n', '= "random"\n\n', "buys from 'random-0'"),
+        ('method = "append"', 'method = "append"\nqueries-from = "caml"', "buys from"),
+        ("seed = [0, 1]", "seed = [0, 0]", "lists 'upweight-0' twice"),
+        ("seed = [0, 1]", "seed = [0, 1]\nname = '{method}/{seed}'", "names that can be names of files"),
+        ("seed = [0, 1]", "seed = [0, 1]\nname = '{methods}'", "cannot be filled in"),
+        ('method = "append"', 'method = ["append"]\n[[runs]]\nname = "again"\nmethod = "append"', "are the same run"),
+        ("dataset =", "dataset", "cannot be read"),
+        ("[[runs]]", "[[run]]", "lists no runs"),
+        ('dataset = "birdscapes"', "", "a run without dataset"),
+    ],
+)
+def test_a_wrong_list_is_refused_before_anything_runs(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in TINY
+    with pytest.raises(CamlError) as caught:
+        sweep(write(tmp_path, TINY.replace(old, new)), tmp_path / "out.json")
+    assert message in f"{caught.value}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["list.toml"]
+
+
+# ---- identity -----------------------------------------------------------------------------------------------
+
+
+def test_identity_follows_settings_and_bought_labels_and_nothing_else(tmp_path: Path) -> None:
+    def identities(text: str) -> dict[str, str]:
+        return {run.label: run.identity for run in expand(write(tmp_path, text))}
+
+    first = identities(TINY)
+    assert len(set(first.values())) == 6
+    assert identities("# a remark\n" + TINY.replace("seed = [0, 1]", "seed = [1, 0]")) == first
+    assert identities(TINY.replace('"append"\n\n', '"bought"\n\n') + 'name = "bought"') == {
+        label.replace("append", "bought"): value for label, value in first.items()
+    }
+    changed = identities(TINY + "start = 41")  # of append alone; the others buy its labels
+    assert not set(changed.values()) & set(first.values())
+
+
+def test_code_version_ignores_what_computes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "caml_core", tmp_path / "caml_core", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "caml_core" / "sweep.py"))
+    uncached: Callable[[str, str], str] = code_version.__wrapped__
+
+    def versions() -> list[str]:
+        return [uncached("caml", "birdscapes"), uncached("hsfm", "birdscapes"), uncached("caml", "dominoes")]
+
+    def edit(name: str, old: str, new: str) -> None:
+        file = tmp_path / "caml_core" / name
+        assert old in file.read_text()
+        file.write_text(file.read_text().replace(old, new))
+
+    first = versions()
+    assert len(set(first)) == 3
+    edit("figures.py", "height", "width")
+    edit("sweep.py", "RETRIES = 3", "RETRIES = 4")
+    edit("__main__.py", "default settings; full", "full")
+    edit("active.py", "JTT_UPWEIGHT, JTT_SHARE = 10.0, 0.25", "JTT_UPWEIGHT, JTT_SHARE = (10.0, 0.25)  # a remark\n")
+    edit("active.py", '"""Active learning in rounds:', '"""In rounds:')
+    assert versions() == first
+    edit("data/dominoes.py", "import numpy", "import math\nimport numpy")
+    edit("hsfm.py", "import torch", "import math\nimport torch")
+    assert [a == b for a, b in zip(versions(), first)] == [True, False, False]
+    edit("acquisition.py", "import torch", "import math\nimport torch")
+    assert uncached("caml", "birdscapes") != first[0]
+
+
+# ---- one after the other ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """The tiny list and its records, made one after the other."""
+    folder = tmp_path_factory.mktemp("serial")
+    return write(folder, TINY), sweep(folder / "list.toml", folder / "out.json", address="serial", device="cpu")
+
+
+def test_records_are_those_of_run(serial: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    file, records = serial
+    assert [f"{r['run']}-{r['seed']}" for r in records] == [run.label for run in expand(file)]
+    folder = file.parent / "out.json.work"
+    assert {path.suffix for path in folder.glob("*-[01].*")} == {".json", ".log"}
+    lines = [path.read_text() for path in folder.glob("*.json")]
+    assert [line.count("\n") for line in lines] == [1] * 6
+    caml = records[3]
+    assert caml["config"]["queries_from"] == "append-0"
+    assert caml["provenance"]["command"].endswith("--queries-from append-0.json --device cpu --out caml-0.json")
+    assert [len(r["queried"]) for r in records[0]["rounds"]] == [0, 8, 8]
+    again = tmp_path / "again.json"
+    assert main(["run", *expand(file)[0].command, "--device", "cpu", "--out", str(again)]) == 0
+    (one,) = read_records(again)
+    assert one["metrics"]["average"] == records[0]["metrics"]["average"]
+
+
+def test_what_is_finished_is_not_run_again(
+    serial: tuple[Path, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, records = serial
+    out = tmp_path / "out.json"
+    started: list[str] = []
+
+    def watched(run: Run, *rest: Any) -> dict[str, Any]:
+        started.append(run.label)
+        return execute(run, *rest)
+
+    monkeypatch.setattr(module, "execute", watched)
+    shutil.copy(file.parent / "out.json", out)  # the table alone, without its folder
+    assert found(sweep(file, out, address="serial", device="cpu")) == found(records)
+    assert started == []
+    out.write_text(json.dumps([record for record in records if record["method"] != "caml"]))
+    assert found(sweep(file, out, address="serial", device="cpu")) == found(records)  # labels bought from the table
+    assert started == ["caml-0", "caml-1"]
+    with pytest.raises(CamlError, match="does not list"):
+        sweep(write(tmp_path, TINY.replace("seed = [0, 1]", "seed = 0")), out)
+
+
+@pytest.mark.parametrize("where", ["table", "folder"])
+def test_records_of_another_version_are_refused(serial: tuple[Path, Any], tmp_path: Path, where: str) -> None:
+    file, _ = serial
+    out = tmp_path / "out.json"
+    if where == "table":
+        out.write_text((file.parent / "out.json").read_text().replace('"code": "', '"code": "x'))
+        old = json.loads(out.read_text())
+        for record in old:
+            del record["identity"]
+        out.write_text(json.dumps(old))
+    else:
+        text = (file.parent / "out.json.work" / "append-1.json").read_text()
+        (tmp_path / "out.json.work").mkdir()
+        (tmp_path / "out.json.work" / "append-1.json").write_text(re.sub('"(identity|code)": "', '"\\1": "x', text))
+    with pytest.raises(CamlError, match="another version of the code"):
+        sweep(file, out, address="serial")
+    with pytest.raises(CamlError, match="other settings"):
+        sweep(write(tmp_path, TINY.replace("epochs = 5", "epochs = 4")), file.parent / "out.json", address="serial")
+
+
+BROKEN = TINY.replace("seed = [0, 1]", "seed = 0") + "\n[[runs]]\nname = 'too much'\nmethod = 'append'\nstart = 1000\n"
+BROKEN += "\n[[runs]]\nname = 'after'\nmethod = 'caml'\nstart = 1000\nqueries-from = 'too much'\n"
+
+
+@pytest.mark.parametrize("address", ["serial", "local"])
+def test_a_failing_run_stops_no_other_and_is_listed(
+    serial: tuple[Path, list[dict[str, Any]]], tmp_path: Path, capsys: pytest.CaptureFixture[str], address: str
+) -> None:
+    if address == "local":
+        require(find_spec("ray"), "Ray is not installed")
+    file, out = write(tmp_path, BROKEN), tmp_path / "out.json"
+    assert main(["sweep", str(file), "--out", str(out), "--address", address, "--device", "cpu"]) == 2
+    said = capsys.readouterr()
+    assert "2 of 5 runs failed" in said.err
+    assert re.search(r"failed: too much-0: 1000 \+ 2 x 8 labels from a pool of 120 \(log: .*too much-0.log\)", said.out)
+    assert "failed: after-0: too much-0, whose labels it buys, has no record" in said.out
+    assert "CamlError" in (tmp_path / "out.json.work" / "too much-0.log").read_text()
+    assert len(re.findall(r"^\[\d/5\] .* left, about", said.out, re.MULTILINE)) == 5
+    assert "| after | not run | not run | not run |" in said.out
+    assert found(read_records(out)) == [r for r in found(serial[1]) if r["seed"] == 0]
+
+
+# ---- refused before anything runs ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"address": "127.0.0.1:9"}, "no Ray at '127.0.0.1:9'"),
+        ({"address": "nowhere"}, "no Ray at 'nowhere'"),
+        ({"address": "serial", "device": "cuda"}, "device 'cuda'"),
+        ({"address": "serial", "gpus_per_run": 0.5}, "device 'cuda'"),
+        ({"gpus_per_run": 1.5}, "a share between 0 and 1"),
+        ({"gpus_per_run": 0.5, "device": "cpu"}, "a share between 0 and 1"),
+    ],
+)
+def test_what_is_not_there_is_said_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(module, "execute", None)
+    if options.get("device") == "cuda" or options.get("gpus_per_run") == 0.5:
+        monkeypatch.setattr("torch.empty", _no_cuda)
+    with pytest.raises(CamlError, match=re.escape(message)):
+        sweep(write(tmp_path, ERM), tmp_path / "out.json", **options)
+    assert not list(tmp_path.glob("*.work/*.log"))
+
+
+def _no_cuda(*arguments: Any, **options: Any) -> None:
+    raise RuntimeError("no CUDA here")
+
+
+def test_without_ray_a_cluster_is_refused_and_local_is_serial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(CamlError, match="pip install"):
+        sweep(write(tmp_path, ERM), tmp_path / "out.json", address="10.0.0.1:6379")
+    (record,) = sweep(write(tmp_path, ERM), tmp_path / "out.json", device="cpu")
+    assert record["run"] == "erm"
+
+
+def test_a_full_disk_and_a_folder_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CamlError, match="cannot write"):
+        sweep(write(tmp_path, ERM), tmp_path / "file" / "out.json")
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(CamlError, match="0 MB are free"):
+        sweep(write(tmp_path, ERM), tmp_path / "out.json")
+
+
+def test_another_version_on_a_machine_of_the_cluster_fails_there(tmp_path: Path) -> None:
+    (run,) = expand(write(tmp_path, ERM))
+    outcome = execute(Run(run.name, 0, run.command, None, "old", run.identity), tmp_path / "work", "cpu")
+    assert "another version of the code" in outcome["failed"]
+
+
+# ---- two machines -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray cluster of two nodes with one core each."""
+    require(find_spec("ray"), "Ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        yield nodes, nodes.add_node(num_cpus=1)
+    finally:
+        nodes.shutdown()
+
+
+class Killer(threading.Thread):
+    """Kills the worker of a run on the first node, then the whole second node, each in the middle of a run."""
+
+    def __init__(self, cluster: Any, second: Any, folder: Path, identity: dict[str, str]) -> None:
+        super().__init__(daemon=True)
+        self.cluster, self.second, self.folder, self.identity = cluster, second, folder, identity
+        self.raylet = second.all_processes["raylet"][0].process.pid
+        self.killed: list[str] = []
+
+    def in_the_middle(self, on_second: bool) -> tuple[str, int] | None:
+        """A run that has written a checkpoint and no record, and its process, on that node."""
+        for log in self.folder.glob("*.log"):
+            pid = int(re.findall(r"process (\d+)", log.read_text() or "process 0")[-1])
+            try:
+                parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                continue
+            begun = any(self.folder.glob(f"unfinished/{self.identity[log.stem]}/**/*.safetensors"))
+            if begun and not log.with_suffix(".json").exists() and (parent == self.raylet) == on_second:
+                return log.stem, pid
+        return None
+
+    def run(self) -> None:
+        for on_second in (False, True):
+            end = time.monotonic() + 120
+            while (victim := self.in_the_middle(on_second)) is None and time.monotonic() < end:
+                threading.Event().wait(0.005)
+            if victim is not None:
+                if on_second:
+                    self.cluster.remove_node(self.second, allow_graceful=False)
+                else:
+                    os.kill(victim[1], signal.SIGKILL)
+                self.killed.append(victim[0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes of a node in /proc")
+def test_a_killed_worker_and_a_killed_node_lose_and_double_nothing(
+    serial: tuple[Path, list[dict[str, Any]]], tmp_path: Path, cluster: Any
+) -> None:
+    file, records = serial
+    nodes, second = cluster
+    with pytest.raises(CamlError, match="Ray sees 0"):
+        sweep(file, tmp_path / "out.json", address=nodes.address, gpus_per_run=0.5)
+    killer = Killer(nodes, second, tmp_path / "out.json.work", {run.label: run.identity for run in expand(file)})
+    killer.start()
+    made = sweep(file, tmp_path / "out.json", address=nodes.address, device="cpu")
+    killer.join(timeout=1)
+    assert len(killer.killed) == 2, "both were killed in the middle of a run"
+    assert found(made) == found(records)
+    assert found(read_records(tmp_path / "out.json")) == found(records)
+    starts = {log.stem: log.read_text().count(", process ") for log in killer.folder.glob("*.log")}
+    assert starts == Counter([run.label for run in expand(file)] + killer.killed)
+    assert not list((killer.folder / "unfinished").iterdir())
