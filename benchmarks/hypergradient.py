@@ -5,17 +5,22 @@ python benchmarks/hypergradient.py [--device cuda] [--problems 16]
 Prints, from one run: the adjoint against unrolled autograd for one problem (its hard set as wide as it comes); the cost
 of one problem among B solved side by side, with a hard set for all and with B separate ones, against a Python loop of B
 unrolled ones; the approximations against the adjoint; on CUDA the share of the memory floor, the time that reading the
-hard set twice must take; the fit of `caml_core.hsfm` with the published Dominoes settings, for one seed and for B.
+hard set twice must take; the fit of `caml_core.hsfm` with the published Dominoes settings, for one seed and for B; and
+the same hypergradient by the libraries torchopt and higher, where they are installed (`--libraries`: only this).
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib.metadata
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from caml_core.data.dataset import GroupDataset
 from caml_core.device import device_name, pick_device
@@ -88,11 +93,72 @@ def bandwidth(device: torch.device) -> float:
     return 2 * source.numel() * source.element_size() / seconds(job, device)["copy"]
 
 
+def by_torchopt(problem: Problem) -> Tensor:
+    """TorchOpt (Ren et al., arXiv 2211.06934): an optimiser whose steps autograd sees through."""
+    import torchopt
+
+    head, h = head_of(problem), problem.support.clone().requires_grad_()
+    opt = torchopt.MetaSGD(head, lr=ALPHA)
+    for _ in range(T):
+        opt.step(F.cross_entropy(head(h), problem.support_y))
+    return torch.autograd.grad(F.cross_entropy(head(problem.hard), problem.hard_y), h)[0]
+
+
+def by_higher(problem: Problem) -> Tensor:
+    """higher (Grefenstette et al., arXiv 1910.01727): a copy of the module that takes its weights as arguments."""
+    import higher
+
+    head, h = head_of(problem), problem.support.clone().requires_grad_()
+    with higher.innerloop_ctx(head, torch.optim.SGD(head.parameters(), lr=ALPHA)) as (copy, opt):
+        for _ in range(T):
+            opt.step(F.cross_entropy(copy(h), problem.support_y))
+        return torch.autograd.grad(F.cross_entropy(copy(problem.hard), problem.hard_y), h)[0]
+
+
+def by_betty(problem: Problem) -> Tensor:
+    import betty
+
+    raise NotImplementedError(f"{betty.__name__} has no unrolled derivative (0.2.1), only implicit ones")
+
+
+def head_of(problem: Problem) -> nn.Linear:
+    c, d = problem.weight.shape
+    head = nn.utils.skip_init(nn.Linear, d, c, device=problem.weight.device, dtype=problem.weight.dtype)
+    head.load_state_dict({"weight": problem.weight, "bias": problem.bias})
+    return head
+
+
+def libraries(device: torch.device, width: int = 256, k: int = 64) -> None:
+    """Agreement with the adjoint, and time, of each library that is installed, on a smaller problem in float64."""
+    one = alone(problems(1, device, shared=True))
+    hard, hard_y = one.hard[:k, :width].double(), one.hard_y[:k]
+    weight, bias = one.weight[:, :width].double(), one.bias.double()
+    single = Problem(one.support[:, :width].double(), one.support_y, hard, hard_y, weight, bias)
+    print(f"libraries, S = {S}, D = {width}, K = {k}, C = {C}, T = {T}, float64, {device_name(device)}:")
+    jobs: Jobs = {"adjoint": by_name(single), "unrolled": by_name(single, "unrolled")}
+    exact = hypergradient(single, alpha=ALPHA, steps=T).gradient
+    named = {"torchopt": by_torchopt, "higher": by_higher, "betty-ml": by_betty}
+    for name, gradient in named.items():
+        try:
+            off = float((gradient(single) - exact).norm() / exact.norm())
+        except (ImportError, NotImplementedError) as error:
+            print(f"  {name:12} not run: {error}")
+            continue
+        print(f"  {name:12} {importlib.metadata.version(name)}, relative difference from the adjoint: {off:.1e}")
+        jobs[name] = functools.partial(gradient, single)
+    taken = seconds(jobs, device)
+    for name, value in taken.items():
+        print(f"  {name:12} {1000 * value:8.3f} ms, over the adjoint, ratio: {value / taken['adjoint']:.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="auto")
     parser.add_argument("--problems", type=int, default=16)
+    parser.add_argument("--libraries", action="store_true", help="only the comparison with torchopt and higher")
     arguments = parser.parse_args()
+    if arguments.libraries:
+        return libraries(pick_device(arguments.device))
     device, b = pick_device(arguments.device), arguments.problems
     shared, separate = (problems(b, device, shared=kind) for kind in (True, False))
     single = alone(shared)
@@ -151,6 +217,7 @@ def main() -> None:
         f"hsfm(), {settings.epochs} epochs of {settings.edits} edits, {train.x.shape[1]:,} features, {len(val):,} val:"
     )
     print(f"  1 seed: {fits['one']:.2f} s; {b} seeds: {fits['many']:.2f} s, {fits['many'] / b:.2f} s a seed")
+    libraries(device)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Splits = tuple[GroupDataset, GroupDataset, GroupDataset]
 
 ACTIVE_METHODS = ("append", "upweight", "mldg", "caml", "balanced", "jtt", "groupdro", "erm_all")
-HEADS = ("erm-head", "dfr", "balanced-head", "jtt-head", "gdro-head", "afr", "hsfm")  # on frozen features
+HEADS = ("erm-head", "dfr", "balanced-head", "jtt-head", "gdro-head", "afr", "dac", "hsfm")  # on a frozen body
 METHODS = ("erm", *ACTIVE_METHODS, *HEADS)
 AUGMENT = ("none", "shift")
 # Defaults by profile. Active learning: "full" is published, "quick" is the regime that the chapters explain.

@@ -1,4 +1,4 @@
-"""Runs of the command line on frozen features: extract them once, then train a head of `caml_core.heads`, or HSFM."""
+"""Runs of the command line on frozen features: extract them once, then train a head, or run HSFM or DaC."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from caml_core.backbones import Backbone
+from caml_core.dac import dac
 from caml_core.data.dataset import GroupDataset
 from caml_core.erm import train_erm
 from caml_core.errors import CamlError
@@ -32,7 +33,7 @@ def settings(method: str, given: dict[str, Any]) -> dict[str, Any]:
     if method == "hsfm":
         more = {"published": given.get("published", "dominoes"), "scaled": given.get("scaled", False)}
         return {**dataclasses.asdict(hsfm_settings(given)), **more, "val_labels": given.get("val_labels")}
-    known = inspect.signature(HEADS[method]).parameters.values()
+    known = inspect.signature({**HEADS, "dac": dac}[method]).parameters.values()
     defaults = {p.name: p.default for p in known if p.kind is p.KEYWORD_ONLY and p.name not in ("seed", "device")}
     return {**defaults, "val_labels": None, **given}
 
@@ -68,25 +69,29 @@ def run_head(
     """Train one head and score it on the test split.
 
     Args:
-        method: "hsfm" or a name of `caml_core.heads.HEADS`.
+        method: "hsfm", "dac" or a name of `caml_core.heads.HEADS`.
         given: options given on the command line.
         splits: images (or whatever `network` takes).
 
     Returns:
         `metrics`, `selection`, `train_seconds` (of the method alone: features are in memory, and HSFM has its ERM
-        head), and for HSFM `settings` as used and `history`.
+        head; DaC trains one and makes features of new images), and for HSFM `settings` as used and `history`.
     """
     if given.get("train_backbone") is not None:
         train_backbone(network, splits[0], splits[1], given["train_backbone"], seed, device)
-    train, val, test = standardise(*(extract_features(network, split, device) for split in splits))
+    raw = [extract_features(network, split, device) for split in splits]
     if given.get("val_labels") is not None:
-        val = keep_labels(val, given["val_labels"], seed)
+        raw[1] = keep_labels(raw[1], given["val_labels"], seed)
+    train, val, test = standardise(*raw)
+    own = {name: value for name, value in given.items() if name not in NOT_SETTINGS}
     if method == "hsfm":
         erm = erm_head(train, val, seed=seed, device=device)
         start = time.perf_counter()
         head, more = _hsfm(train, val, erm, hsfm_settings(given, train.x), seed, device)
+    elif method == "dac":
+        start = time.perf_counter()
+        head, more = dac(network, splits[0], raw[0], raw[1], seed=seed, device=device, **own), {}
     else:
-        own = {name: value for name, value in given.items() if name not in NOT_SETTINGS}
         start = time.perf_counter()
         head, more = HEADS[method](train, val, seed=seed, device=device, **own), {}
     return {

@@ -90,7 +90,7 @@ def test_repeats_bit_for_bit(name: str, splits: tuple[GroupDataset, ...], traine
 
 
 def test_the_command_line_knows_every_head() -> None:
-    assert set(COMMANDS) == {*HEADS, "hsfm"}
+    assert set(COMMANDS) == {*HEADS, "hsfm", "dac"}
     assert set(COMMANDS) < set(TAKES)
 
 
