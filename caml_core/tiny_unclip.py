@@ -115,7 +115,7 @@ class TinyUnCLIPPipeline(DiffusionPipeline):
         self,
         image_embeds: Tensor,
         num_inference_steps: int = 20,
-        guidance_scale: float = 2.0,
+        guidance_scale: float = 3.0,
         noise_level: int = 0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -126,7 +126,8 @@ class TinyUnCLIPPipeline(DiffusionPipeline):
 
         Args:
             num_inference_steps: denoising steps.
-            guidance_scale: how far to go beyond the conditional prediction, v0 + w (v - v0); 1 is none.
+            guidance_scale: how far to go beyond the unconditional prediction, v0 + w (v - v0); 1 is none. The default
+                is what validation chose (see the card).
             noise_level: 0 to 999, noise added to the normalised embedding first.
             generator: of all random numbers; a list gives one to each picture.
             latents: initial noise (N, 27, 16, 16) in place of what `generator` would draw.
