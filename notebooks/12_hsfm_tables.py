@@ -407,7 +407,8 @@ for name in birds:
 #   does, and every method that learns from it profits.
 # - With few validation labels HSFM is the better choice: it moves a trained head instead of fitting a new one.
 # - DaC is as good as its heat map, and this is a matter of backbone and data.
-# - Not run: DDB, a ResNet-50 trained on Dominoes, and the paper's three other datasets.
+# - Not run: DaC on the frozen EfficientNet (minutes a seed, since it makes features of new images), the birds of
+#   chapter 10, DDB, a ResNet-50 trained on Dominoes, and the paper's three other datasets.
 #
 # ## Exercises
 #
