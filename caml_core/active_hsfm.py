@@ -1,0 +1,200 @@
+"""Active HSFM: the queried batch takes the place of HSFM's hard set, on frozen features. Our own combination.
+
+CAML (`caml_core.meta`) makes every round of queries a task and adapts on the labels known before it; on frozen features
+that adapts next to nothing. HSFM (`caml_core.hsfm`) has a stronger adaptation, a head trained on a support set whose
+features are edited, but takes its hard set from a labelled validation set. Here queries are that set: class labels, no
+group labels, and no label that was not bought.
+
+The head theta_0 was trained on the first labels D_0; round t = 1..R bought Q_t, and D_t = D_{t-1} + Q_t. A task is a
+pair (support rows, hard rows):
+
+| form | tasks |
+|:--|:--|
+| (a) one hard set | (some of D_0, all of Q_1 + ... + Q_R) |
+| (b) one a round | (some of D_{t-1}, Q_t) for t = 1..R; a bias accumulates over the rounds |
+
+Let H_t be the support features of task t, which are edited; train(theta, H) the head after T gradient steps of size
+alpha on the mean cross-entropy of H; L(theta, Q) the mean over the classes in Q of their mean cross-entropies; g its
+gradient in theta. One epoch:
+
+    c <- 0
+    for t = 1..R:
+        start <- theta - alpha T c / (t-1)             # earlier rounds' wishes count as granted (t = 1: theta)
+        K_H times:  H_t <- Adam(eta) along the clipped hypergradient of L(train(start, H_t), Q_t)
+        c <- c + g(train(start, H_t), Q_t)             # what round t still asks for
+    theta <- T Adam(alpha) steps on the mean cross-entropy of H_1 + ... + H_R
+
+CAML puts c / (t-1) into each inner step. Here all T of these go before the first one: the same up to O(alpha^2), and
+the hypergradient stays exact, since `start` does not depend on H_t. With R = 1 nothing has accumulated and (b) is (a).
+With as many queries of every class, (a) is HSFM with Q for a validation set and all of Q for the hard set; but no label
+is put aside to choose an epoch, so the last one counts. Chapter 16 measures what this is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from caml_core.data.dataset import GroupDataset
+from caml_core.device import stream_seed
+from caml_core.errors import CamlError
+from caml_core.hsfm import Adam, Settings, draw_support
+from caml_core.hypergradients import Problem, head_logits, hypergradient, one_hot
+
+
+class Task(NamedTuple):
+    """Support features to edit and the batch that judges them, for B problems (seeds)."""
+
+    support: Tensor  # float (B, S, D)
+    support_y: Tensor  # int64 (B, S)
+    hard: Tensor  # float (B, K, D)
+    hard_y: Tensor  # int64 (B, K)
+
+
+class Edited(NamedTuple):
+    """What active HSFM leaves for B problems."""
+
+    weight: Tensor  # float (B, C, D), the head after the last epoch
+    bias: Tensor  # float (B, C)
+    support: list[Tensor]  # float (B, S, D) each, the edited features of every task
+    loss: Tensor  # float (epochs, R, B), L(train(start, H_t), Q_t) after the edits of an epoch
+
+
+def round_tasks(
+    pool: GroupDataset, sets: Sequence[Tensor], support: int, *, seed: int, one_hard_set: bool = False
+) -> list[Task]:
+    """The tasks of one run of active learning (B = 1); `batch` puts several runs side by side.
+
+    Args:
+        pool: features, x float32 (N, D).
+        sets: rows of the pool, int64: D_0, then Q_1..Q_R (`queried` of the records of `caml_core.active.run_active`).
+        support: n, support examples of each class, drawn at random.
+        one_hard_set: form (a) in place of (b).
+
+    Raises:
+        CamlError: no query, an empty round, fewer than n labels of a class.
+    """
+    if len(sets) < 2 or any(len(rows) == 0 for rows in sets):
+        raise CamlError(
+            what=f"sets of {[len(rows) for rows in sets]} labels",
+            expected="first labels and one or more rounds, none of them empty",
+            remedy="query first; before that there is no hard set (caml_core.hsfm takes one from a validation set)",
+        )
+    rounds = [sets[0], torch.cat(list(sets[1:]))] if one_hard_set else list(sets)
+    tasks = []
+    for t in range(1, len(rounds)):
+        known, hard = pool.subset(torch.cat(rounds[:t])), pool.subset(rounds[t])
+        rows = draw_support(known, support, [stream_seed(seed, t)])
+        tasks.append(Task(known.x[rows], known.y[rows], hard.x[None], hard.y[None]))
+    return tasks
+
+
+def batch(runs: Sequence[Sequence[Task]]) -> list[Task]:
+    """Several runs as one batch of problems, B in all.
+
+    Raises:
+        CamlError: no run, or runs that differ in rounds, queries or support.
+    """
+    shapes = {tuple(part.shape[1:] for task in run for part in task) for run in runs}
+    if len(shapes) != 1:
+        raise CamlError(
+            what=f"{len(runs)} runs of {len(shapes)} different shapes",
+            expected="one or more runs with as many rounds, queries and support examples each",
+            remedy="solve runs of other shapes one after the other",
+        )
+    return [Task(*(torch.cat(parts) for parts in zip(*same_round))) for same_round in zip(*runs)]
+
+
+@torch.no_grad()
+def active_hsfm(
+    tasks: Sequence[Task], weight: Tensor, bias: Tensor, settings: Settings, *, cumulative: bool = True
+) -> Edited:
+    """Edit the support sets of all rounds and train the head on them; the formulas stand at the top of this file.
+
+    Args:
+        tasks: of `round_tasks`, one a round.
+        weight, bias: theta_0, float (B, C, D) and (B, C), or one for all, (C, D) and (C,).
+        settings: of HSFM. `hard`, `hard_set` and `select` have no say: every query is in the hard set of its round, and
+            the last epoch is kept.
+        cumulative: False for independent rounds (c = 0).
+
+    Raises:
+        CamlError: no task, shapes that do not fit, a loss that is not finite.
+    """
+    _check(tasks, weight, bias)
+    b, classes = len(tasks[0].support), weight.shape[-2]
+    weight, bias = weight.expand(b, -1, -1).clone(), bias.expand(b, -1).clone()
+    alpha, eta = (torch.full((b,), size, device=weight.device) for size in (settings.alpha, settings.eta))
+    edited = [task.support.clone() for task in tasks]
+    edit_states = [Adam(h, eta) for h in edited]
+    weight_state, bias_state = Adam(weight, alpha), Adam(bias, alpha)
+    wanted = [one_hot(task.hard_y, classes, weight) for task in tasks]
+    shares = [_class_shares(labels) for labels in wanted]
+    support_y = one_hot(torch.cat([task.support_y for task in tasks], dim=1), classes, weight)
+    even = torch.full(support_y.shape[:2], 1 / support_y.shape[1], device=weight.device)
+    losses = []
+    for _ in range(settings.epochs):
+        c_weight, c_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        for t, (task, h, state) in enumerate(zip(tasks, edited, edit_states)):  # t rounds lie behind
+            granted = settings.alpha * settings.steps / max(t, 1) if cumulative else 0.0
+            start = weight - granted * c_weight, bias - granted * c_bias
+            for edit in range(settings.edits + 1):
+                problem = Problem(h, task.support_y, task.hard, task.hard_y, *start, shares[t])
+                answer = hypergradient(problem, settings.hypergradient, alpha=alpha, steps=settings.steps)
+                if edit < settings.edits:
+                    norm = answer.gradient.flatten(1).norm(dim=1)[:, None, None]
+                    state.step(h, answer.gradient * (settings.clip / norm.clamp_min(settings.clip)))
+            g = _gradient(task.hard, wanted[t], shares[t], answer.weight, answer.bias)
+            c_weight, c_bias = c_weight + g[0], c_bias + g[1]
+            losses.append(answer.loss)
+        for _ in range(settings.steps):
+            g = _gradient(torch.cat(edited, dim=1), support_y, even, weight, bias)
+            weight_state.step(weight, g[0])
+            bias_state.step(bias, g[1])
+    loss = torch.stack(losses).view(settings.epochs, len(tasks), b)
+    if not (torch.isfinite(loss).all() and torch.isfinite(weight).all()):
+        raise CamlError(
+            what=f"the head diverged: losses of the hard sets from {loss[0].tolist()} to {loss[-1].tolist()}",
+            expected="finite numbers",
+            remedy="lower alpha or eta, and standardise the features",
+        )
+    return Edited(weight, bias, edited, loss)
+
+
+def _class_shares(labels: Tensor) -> Tensor:
+    """One-hot labels (B, K, C) to weights (B, K) that sum to 1, every class present counting the same."""
+    counts = labels.sum(dim=1)
+    return (labels / counts.clamp_min(1)[:, None]).sum(dim=-1) / (counts > 0).sum(dim=1)[:, None]
+
+
+def _gradient(x: Tensor, labels: Tensor, shares: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of the weighted mean cross-entropy in the head: (B, N, D), (B, N, C), (B, N) to (B, C, D) and (B, C)."""
+    residual = (head_logits(x, weight, bias).softmax(dim=-1) - labels) * shares[..., None]
+    return residual.mT @ x, residual.sum(dim=1)
+
+
+def _check(tasks: Sequence[Task], weight: Tensor, bias: Tensor) -> None:
+    b, d = (tasks[0].support.shape[0], tasks[0].support.shape[2]) if tasks else (0, 0)
+    c = weight.shape[-2] if weight.ndim > 1 else 0
+    wrong = [] if tasks else ["no task"]
+    for t, task in enumerate(tasks, start=1):
+        for name, x, y in (("support", *task[:2]), ("hard", *task[2:])):
+            if x.ndim != 3 or y.shape != (b, x.shape[1]) or x.shape != (b, max(1, y.shape[-1]), d):
+                wrong.append(f"{name} of round {t} {tuple(x.shape)} with labels {tuple(y.shape)}")
+            elif not bool(torch.isfinite(x).all()) or not 0 <= int(y.min()) <= int(y.max()) < c:
+                wrong.append(f"{name} of round {t} with NaN, infinity or a label outside 0..{c - 1}")
+    for name, part, head in (("weight", weight, (c, d)), ("bias", bias, (c,))):
+        if tuple(part.shape) not in (head, (b, *head)) or not bool(torch.isfinite(part).all()):
+            wrong.append(f"{name} {tuple(part.shape)}")
+    kinds = {str(part.dtype) for part in (weight, bias, *(x for task in tasks for x in (task.support, task.hard)))}
+    wrong += [f"{' and '.join(sorted(kinds))} mixed"] if len(kinds) > 1 else []
+    if wrong:
+        raise CamlError(
+            what="; ".join(wrong),
+            expected="one or more tasks of B problems, features (B, S, D) and (B, K, D) with labels, and a head (C, D) "
+            "and (C,) for all problems or one for each, all finite and of one type",
+            remedy="make the tasks with round_tasks and batch, and take the head of the first labels",
+        )
