@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import tables
-from caml_core.__main__ import HEADS, main, parse_options, parser, settings
-from caml_core.active import Plan
+from caml_core.__main__ import main, parse_options
 from caml_core.errors import CamlError
 from caml_core.records import describe, mean_and_spread, paired_difference, read_records, stored
+from caml_core.sweep import compact
 
 SMALL = ["--option", "n_train=60", "--option", "n_val=20", "--option", "n_test=40"]
 
@@ -241,10 +240,9 @@ def test_hsfm_on_frozen_features(tmp_path: Path, small_sources: Path) -> None:
     assert main(["run", "hsfm", *FROZEN, "--hard", "5", "--epochs", "1", "--out", str(out)]) == 0
     (plain,) = read_records(out)
     assert (plain["settings"]["alpha"], plain["settings"]["support"]) == (1e-4, 16), "published for Dominoes"
-    compact = tables.compact("hsfm, scaled-1", first)
-    assert compact["run"] == "hsfm, scaled"
-    assert "history" not in compact
-    assert "groups" not in compact["metrics"]
+    short = compact(first)
+    assert "history" not in short
+    assert "groups" not in short["metrics"]
 
 
 def test_a_backbone_is_trained_once_for_all_methods(tmp_path: Path, small_sources: Path, cache: Path) -> None:
@@ -322,17 +320,3 @@ def test_paired_differences() -> None:
     assert (found["low"], found["high"]) == pytest.approx((13 / 3 - half, 13 / 3 + half), rel=1e-5)
     with pytest.raises(CamlError, match="the same seeds"):
         paired_difference(runs([1], [0]), runs([1], [1]), "minority")
-
-
-def test_tables_list_each_run_once_after_its_labels() -> None:
-    """The lists of long runs are well-formed: unique names, labels bought first, arguments that parse."""
-    for jobs in tables.TABLES.values():
-        names: set[str] = set()
-        for name, command, bought in jobs():
-            assert name not in names
-            assert bought is None or bought in names
-            names.add(name)
-            parsed = parser().parse_args(["run", *command, "--out", "x.json"])
-            found = settings(parsed)
-            if parsed.method != "erm" and parsed.method not in HEADS:
-                Plan(method=parsed.method, **found)

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 from conftest import require
 
-from benchmarks import tables
 from caml_core import sweep as module
 from caml_core.__main__ import main, parser, settings
 from caml_core.errors import CamlError
@@ -72,13 +71,6 @@ def meaning(command: list[str]) -> dict[str, Any]:
 
 
 # ---- lists --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", tables.TABLES)
-def test_lists_are_those_of_the_former_program(name: str) -> None:
-    former = {label: (meaning(command), bought) for label, command, bought in tables.TABLES[name]()}
-    runs = expand(ROOT / "results" / "tables" / f"{name}.toml")
-    assert {run.label: (meaning(list(run.command)), run.buys) for run in runs} == former
 
 
 @pytest.mark.parametrize("file", LISTS, ids=lambda file: file.stem)
