@@ -146,7 +146,14 @@ def test_what_a_chapter_shows_is_carried_by_a_record() -> None:
 def prose(text: str) -> str:
     """Without code, formulas and addresses."""
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    for pattern in (r"`[^`]*`", r"\$\$.*?\$\$", r"\$[^$]*\$", r"\]\([^)]*\)", r"arXiv:? ?\d{4}\.\d+", r"https?://\S+"):
+    for pattern in (
+        r"`[^`]*`",
+        r"\$\$.*?\$\$",
+        r"\$[^$]*\$",
+        r"\]\([^)]*\)",
+        r"arXiv:?[\s#]*\d{4}\.\d+",
+        r"https?://\S+",
+    ):
         text = re.sub(pattern, "", text, flags=re.DOTALL)
     return text
 
