@@ -22,7 +22,7 @@
 # > **Before you start.** Chapter [01](01_shortcuts.ipynb) introduces the birds and their backgrounds. On a laptop with
 # > two cores this takes less than a minute and 1 GB of memory; on a T4 or an A100 about as long, since the models are
 # > tiny. Nothing is downloaded: the program draws its pictures, and the trained model (three megabytes) comes with the
-# > package. You need the packages of the extra `clip` (open_clip).
+# > package.
 
 # %% tags=["hide-input"]
 import os

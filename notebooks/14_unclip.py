@@ -22,8 +22,7 @@
 #
 # > **Before you start.** Chapter [13](13_tiny_clip.ipynb) makes the embeddings and finds the direction "background". On
 # > a laptop with two cores this takes about half a minute and 1 GB of memory; on a T4 or an A100 a few seconds. Nothing
-# > is downloaded: both models (a few megabytes each) come with the package. You need the packages of the extra `clip`
-# > (open_clip, diffusers).
+# > is downloaded: both models (a few megabytes each) come with the package.
 
 # %% tags=["hide-input"]
 import os
