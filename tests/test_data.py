@@ -34,6 +34,12 @@ def test_dataset_groups_and_batches() -> None:
     assert part.index.tolist() == [9, 2]
     assert torch.equal(part.y, split.y[[9, 2]])
     assert part.content_hash() != split.subset([2, 9]).content_hash()
+    assert len(split.subset([])) == 0
+    mask = torch.zeros(len(split), dtype=torch.bool)
+    mask[[2, 9]] = True
+    assert torch.equal(split[mask].index, torch.tensor([2, 9]))  # type: ignore[index]
+    with pytest.raises(CamlError, match="nonzero"):
+        split.subset(mask)
 
 
 def test_dataset_refuses_what_does_not_fit() -> None:

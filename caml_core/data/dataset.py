@@ -103,7 +103,7 @@ class GroupDataset(Dataset[Example]):
 
     def __getitem__(self, i: int | Sequence[int] | Tensor) -> Example:  # type: ignore[override]
         # Ten times faster than indexing for a batch of images.
-        x = self.x.index_select(0, i) if isinstance(i, Tensor) and i.ndim == 1 else self.x[i]
+        x = self.x.index_select(0, i) if isinstance(i, Tensor) and i.shape and i.dtype == torch.long else self.x[i]
         return Example(x, self.y[i], self.a[i], self.index[i])
 
     def with_x(self, x: Tensor) -> GroupDataset:
@@ -111,8 +111,19 @@ class GroupDataset(Dataset[Example]):
         return self._copy(x, slice(None))
 
     def subset(self, rows: Tensor | Sequence[int]) -> GroupDataset:
-        """The chosen rows, in that order; `index` keeps pointing at this split's rows."""
-        rows = torch.as_tensor(rows, dtype=torch.long)
+        """The chosen rows, in that order; `index` keeps pointing at this split's rows.
+
+        Raises:
+            CamlError: a mask of True and False in place of row numbers.
+        """
+        rows = torch.as_tensor(rows)
+        if rows.dtype == torch.bool:
+            raise CamlError(
+                what=f"a mask of {len(rows)} True and False",
+                expected="numbers of rows",
+                remedy="pass mask.nonzero().flatten()",
+            )
+        rows = rows.long()
         return self._copy(self.x.index_select(0, rows), rows)
 
     def _copy(self, x: Tensor, rows: Tensor | slice) -> GroupDataset:
