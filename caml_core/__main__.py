@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import time
@@ -62,10 +63,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    from caml_core.data.catalogue import add_data
     from caml_core.published import add_tables
     from caml_core.sweep import add_sweep
-    from caml_core.train_tiny import add_train_tiny
 
     root = _Parser(prog="python -m caml_core", description="Runs of the book, from the command line.")
     commands = root.add_subparsers(dest="command", required=True)
@@ -129,6 +128,38 @@ def add_run(commands: Any) -> None:
     heads.add_argument("--hard-set", help="hsfm: loss (default), random, minority")
     heads.add_argument("--hypergradient", help="hsfm: adjoint (default), unrolled, first_order, implicit, ...")
     run.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+
+
+def add_data(commands: Any) -> None:
+    """`data list | info NAME | fetch NAME | verify NAME`, see `caml_core.data.catalogue`."""
+
+    def go(arguments: argparse.Namespace) -> None:
+        from caml_core.data.catalogue import go_data  # imports PyTorch, which --help should not wait for
+
+        go_data(arguments)
+
+    data = commands.add_parser("data", help="datasets: what is where, licences; fetch and verify")
+    data.set_defaults(go=go)
+    data.add_argument("action", choices=("list", "info", "fetch", "verify"))
+    data.add_argument("name", nargs="?", help="a dataset, see `data list`")
+    data.add_argument("--data", type=Path, metavar="DIR", help="data folder, in place of CAML_DATA")
+
+
+def add_train_tiny(commands: Any) -> None:
+    """`train-tiny clip|unclip`, see `caml_core.train_tiny`."""
+
+    def go(arguments: argparse.Namespace) -> None:
+        from caml_core.train_tiny import go_train_tiny  # as above
+
+        go_train_tiny(arguments)
+
+    command = commands.add_parser("train-tiny", help="train the small CLIP or unCLIP that come with the book")
+    command.set_defaults(go=go)
+    command.add_argument("model", choices=("clip", "unclip"))
+    command.add_argument("--device", default="auto")
+    command.add_argument("--steps", type=int, help="of the whole run")
+    command.add_argument("--minutes", type=float, default=math.inf, help="end this stretch after so many minutes")
+    command.add_argument("--folder", type=Path, default=Path("tiny"), help="of checkpoint, weights and card")
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:

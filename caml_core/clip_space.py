@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from caml_core.data.scenery import Attributes
 from caml_core.errors import CamlError
 from caml_core.tiny_clip import Clip, zero_shot
 
@@ -93,5 +94,6 @@ def flips(clip: Clip, before: Tensor, after: Tensor) -> dict[str, Tensor]:
     Args:
         before, after: unit embeddings (N, width) of the same N things.
     """
-    names = ("bird", "background", "colour", "facing", "size")
-    return {name: zero_shot(clip, before, name) != zero_shot(clip, after, name) for name in names}
+    both = torch.cat([before, after])
+    readings = {name: zero_shot(clip, both, name).chunk(2) for name in Attributes._fields}
+    return {name: then != now for name, (then, now) in readings.items()}

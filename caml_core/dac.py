@@ -31,7 +31,7 @@ from caml_core.data.dataset import GroupDataset
 from caml_core.device import stream_seed
 from caml_core.errors import CamlError
 from caml_core.features import extract_features, standardise
-from caml_core.heads import Head, _best, _check_grid, _note, descend, erm_head
+from caml_core.heads import Head, best_of, check_grid, descend, erm_head, noted
 
 CUTS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # quantiles of the heat map below which an image may be masked
 BATCH = 32  # images of a forward pass: on a CPU small batches are faster, since they stay in its cache
@@ -71,7 +71,7 @@ def dac(
     """
     device = device or torch.device("cpu")
     _check(images, train, quantiles, pictures)
-    _check_grid("alphas", alphas)
+    check_grid("alphas", alphas)
     scaled, scaled_val = standardise(train, val)
     erm = erm_head(scaled, scaled_val, seed=seed, device=device)
     put_head(erm, network, train.x)
@@ -96,8 +96,8 @@ def dac(
             below = [part.subset(kept) for part in parts]
             for alpha in alphas:
                 head = retrain(scaled, scaled_val, below, alpha, epochs=epochs, select=select, device=device)
-                heads.append(_note(head, quantile=quantile, alpha=alpha, inverted=inverted, cut=len(kept)))
-    return _best(heads, scaled_val, select)
+                heads.append(noted(head, quantile=quantile, alpha=alpha, inverted=inverted, cut=len(kept)))
+    return best_of(heads, scaled_val, select)
 
 
 def retrain(train: GroupDataset, val: GroupDataset, parts: Sequence[GroupDataset], weight: float, **how: Any) -> Head:

@@ -37,7 +37,7 @@ from caml_core.data.dataset import GroupDataset
 from caml_core.device import stream_seed
 from caml_core.errors import CamlError
 from caml_core.features import extract_features, standardise
-from caml_core.heads import Head, _best, _check_grid, _note, erm_head
+from caml_core.heads import Head, best_of, check_grid, erm_head, noted
 
 SEGMENTER = "CIDAS/clipseg-rd64-refined"
 INPAINTER = "sd2-community/stable-diffusion-2-inpainting"  # a copy; Stability AI took its own off the Hub
@@ -188,7 +188,7 @@ def ddb(
             expected="images (N, 3, H, W), one word for each class, at least one picture and one step",
             remedy="correct the setting",
         )
-    _check_grid("gammas", gammas)
+    check_grid("gammas", gammas)
     scaled, scaled_val = standardise(train, val)
     erm = erm_head(scaled, scaled_val, seed=seed, device=device)
     put_head(erm, network, train.x)
@@ -222,7 +222,7 @@ def ddb(
     )
     z = standardise(train, extract_features(network, painted, device, batch_size=BATCH, cache=False))[1]
     heads = [
-        _note(retrain(scaled, scaled_val, [z], gamma, epochs=epochs, select=select, device=device), gamma=gamma)
+        noted(retrain(scaled, scaled_val, [z], gamma, epochs=epochs, select=select, device=device), gamma=gamma)
         for gamma in gammas
     ]
-    return _note(_best(heads, scaled_val, select), painted=len(rows), kept=len(painted)), painted
+    return noted(best_of(heads, scaled_val, select), painted=len(rows), kept=len(painted)), painted

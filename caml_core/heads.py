@@ -229,7 +229,7 @@ def jtt_head(
         CamlError: NaN, widths that do not fit, a setting out of range.
     """
     _check(train, val)
-    _check_grid("upweights", upweights)
+    check_grid("upweights", upweights)
     even = _fixed(torch.full((len(train),), 1 / len(train)))
     first = descend(train, val, even, epochs=first_epochs, select="last", device=device)
     wrong = first.logits(train.x).argmax(dim=1) != train.y
@@ -237,8 +237,8 @@ def jtt_head(
     for upweight in upweights:
         weights = _normal(torch.where(wrong, upweight, 1.0).double())
         head = descend(train, val, _fixed(weights), epochs=epochs, select=select, device=device)
-        heads.append(_note(head, upweight=upweight, errors=int(wrong.sum())))
-    return _best(heads, val, select)
+        heads.append(noted(head, upweight=upweight, errors=int(wrong.sum())))
+    return best_of(heads, val, select)
 
 
 def afr(
@@ -268,8 +268,8 @@ def afr(
         CamlError: NaN, widths that do not fit, a setting out of range, a class without held-out examples.
     """
     _check(train, val)
-    _check_grid("gammas", gammas)
-    _check_grid("pulls", pulls)
+    check_grid("gammas", gammas)
+    check_grid("pulls", pulls)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(stream_seed(seed, 0)))
     cut = round(held_out * len(train))
     first, rest = train.subset(order[cut:].sort().values), train.subset(order[:cut].sort().values)
@@ -287,8 +287,8 @@ def afr(
         weights = _fixed(_normal((-gamma * p).exp() / per_class[rest.y]))
         for pull in pulls:
             head = descend(rest, val, weights, start=erm, pull=pull, epochs=epochs, select=select, device=device)
-            heads.append(_note(head, gamma=gamma, pull=pull))
-    return _best(heads, val, select)
+            heads.append(noted(head, gamma=gamma, pull=pull))
+    return best_of(heads, val, select)
 
 
 def dfr(
@@ -328,7 +328,7 @@ def dfr(
     generator = torch.Generator().manual_seed(stream_seed(seed, 0))
     half, held = (val.subset(rows) for rows in _halves(val.group, generator))
     half = half.subset(balanced_rows(half.group, generator))
-    c = _best([_note(l1_logistic(half, c, seed), C=c) for c in c_grid], held, select).chosen["C"]
+    c = best_of([noted(l1_logistic(half, c, seed), C=c) for c in c_grid], held, select).chosen["C"]
     even = len(set(val.group_counts.tolist())) == 1  # then there is only one balanced subset: the whole split
     heads = [
         l1_logistic(val.subset(balanced_rows(val.group, generator)), c, seed) for _ in range(1 if even else subsets)
@@ -382,11 +382,12 @@ def _fixed(weights: Tensor) -> Weigh:
     return weights.to
 
 
-def _note(head: Head, **chosen: Any) -> Head:
+def noted(head: Head, **chosen: Any) -> Head:
+    """The head with more said in `chosen`."""
     return head._replace(chosen={**head.chosen, **chosen})
 
 
-def _best(heads: Sequence[Head], val: GroupDataset, select: str) -> Head:
+def best_of(heads: Sequence[Head], val: GroupDataset, select: str) -> Head:
     """The head that does best on a validation split, by the rule that also chooses epochs; ties: the earlier."""
     chance = 100 * float(torch.bincount(val.y).max()) / len(val)
     scores = [{"val": group_metrics(head.logits(val.x), val)} for head in heads]
@@ -405,7 +406,8 @@ def _by_group(group: Tensor, generator: torch.Generator) -> list[Tensor]:
     return [order[group[order] == g] for g in group.unique()]
 
 
-def _check_grid(name: str, grid: Sequence[float]) -> None:
+def check_grid(name: str, grid: Sequence[float]) -> None:
+    """Refuse values to choose from that are none, negative or not finite."""
     if not grid or not all(0 <= value < math.inf for value in grid):
         raise CamlError(
             what=f"{name}={list(grid)}",

@@ -86,6 +86,24 @@ def sha256(path: Path) -> str:
         ) from error
 
 
+def read_sums(file: Path) -> dict[str, str]:
+    """Relative path to SHA-256, from lines as `sha256sum` writes them; nothing when there is no such file.
+
+    Raises:
+        CamlError: a line that is not a checksum and a path.
+    """
+    if not file.is_file():
+        return {}
+    pairs = [line.split(maxsplit=1) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if broken := [pair for pair in pairs if len(pair) != 2]:
+        raise CamlError(
+            what=f"{file} has a line without a path: {broken[0][0][:80]}",
+            expected="a checksum and a path in each line",
+            remedy="write it anew with sha256sum, or delete it",
+        )
+    return {path.lstrip("*").removeprefix("./"): digest for digest, path in pairs}
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` atomically."""
     with atomic(path) as temporary:

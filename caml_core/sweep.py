@@ -165,24 +165,17 @@ def _identified(file: Path, runs: Mapping[str, Run], parsed: Mapping[str, argpar
 
 def _checked(file: Path, run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
     """All settings of a run with its defaults, refused now if the run would refuse them later."""
-    import importlib
-    import inspect
-
     from caml_core.__main__ import ACTIVE_METHODS, parse_options, settings
     from caml_core.active import Plan
-    from caml_core.data import DATASETS
+    from caml_core.data import loader
 
     try:
-        found, options = settings(arguments), parse_options(arguments.option)
+        found = settings(arguments)
+        loader(arguments.dataset, parse_options(arguments.option))
         if arguments.method in ACTIVE_METHODS:
             Plan(method=arguments.method, **found)
     except CamlError as error:
         raise _wrong(file, f"{run.label!r}: {error.what}", error.expected) from error
-    if arguments.dataset not in DATASETS:
-        raise _wrong(file, f"{run.label!r}: unknown dataset {arguments.dataset!r}", "one of " + ", ".join(DATASETS))
-    takes = inspect.signature(importlib.import_module(f"caml_core.data.{arguments.dataset}").load).parameters
-    if unknown := sorted(options.keys() - takes.keys()):
-        raise _wrong(file, f"{run.label!r}: {arguments.dataset} has no option {unknown}", "one of " + ", ".join(takes))
     return found
 
 

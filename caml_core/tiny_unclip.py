@@ -40,6 +40,7 @@ SCHEDULE: dict[str, Any] = {
     "prediction_type": "v_prediction",
     "timestep_spacing": "trailing",
 }
+NOISER: Any = DDPMScheduler(num_train_timesteps=TIMESTEPS, beta_schedule="squaredcos_cap_v2")  # of embeddings
 
 
 class Normaliser(ModelMixin):  # nn.Module with the `device` and `dtype` that a pipeline asks its parts for
@@ -97,8 +98,7 @@ def condition(normalised: Tensor, level: Tensor, noise: Tensor) -> Tensor:
         level: int64 (N,), 0 (no noise) to 999.
         noise: (N, width) standard normal.
     """
-    noiser: Any = DDPMScheduler(num_train_timesteps=TIMESTEPS, beta_schedule="squaredcos_cap_v2")
-    noised = torch.where(level[:, None] > 0, noiser.add_noise(normalised, noise, level), normalised)
+    noised = torch.where(level[:, None] > 0, NOISER.add_noise(normalised, noise, level), normalised)
     sinusoid = get_timestep_embedding(level, WIDTH, flip_sin_to_cos=True, downscale_freq_shift=0)
     return torch.cat([noised, sinusoid], dim=1)
 

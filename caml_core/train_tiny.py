@@ -237,7 +237,16 @@ def train_unclip(
     from caml_core.device import seeded
     from caml_core.store import atomic, hash_state, save_checkpoint
     from caml_core.tiny_clip import WIDTH, embed_images, load_clip
-    from caml_core.tiny_unclip import FOLD, SCHEDULE, TIMESTEPS, Normaliser, build_unet, condition, load_tiny_unclip
+    from caml_core.tiny_unclip import (
+        FOLD,
+        LATENT,
+        SCHEDULE,
+        TIMESTEPS,
+        Normaliser,
+        build_unet,
+        condition,
+        load_tiny_unclip,
+    )
 
     train_set, val, test = scenes()
     clip = load_clip(device=device)
@@ -257,7 +266,7 @@ def train_unclip(
             times = ((torch.arange(n) + torch.rand(n)) / n * TIMESTEPS).long()
             level = torch.randint(1, 300, (n,)) * (torch.rand(n) < 0.25)  # noise augmentation for every fourth
             told = torch.rand(n, 1) > 0.1  # the others train the unconditional prediction of the guidance
-            noise, embedding_noise = torch.randn(n, 3 * FOLD**2, 16, 16), torch.randn(n, WIDTH)
+            noise, embedding_noise = torch.randn(n, *LATENT), torch.randn(n, WIDTH)
         images = torch.where(flip[:, None, None, None], train_set.x[rows].flip(3), train_set.x[rows])
         x = F.pixel_unshuffle(images.float() / 127.5 - 1, FOLD)
         c = condition(torch.where(flip[:, None], mirrored[rows], plain[rows]), level, embedding_noise) * told
@@ -306,6 +315,7 @@ def judge_decoder(
         The figures, and a sheet of real scenes (upper rows) above the decoded ones: uint8 (H, W, 3).
     """
     from caml_core.backbones import backbone
+    from caml_core.data.scenery import Attributes
     from caml_core.erm import train_erm
     from caml_core.features import extract_features, predict
     from caml_core.tiny_clip import embed_images, zero_shot
@@ -323,14 +333,11 @@ def judge_decoder(
     source = embed_images(clip, test.x[:n])
     decoded = decode(pipeline, source, guidance=guidance, same_noise=False)
     embedded = embed_images(clip, decoded)
-    like = {
-        name: _agree(zero_shot(clip, embedded, name), zero_shot(clip, source, name))
-        for name in ("bird", "background", "colour", "facing", "size")
-    }
+    like = {name: _agree(zero_shot(clip, embedded, name), zero_shot(clip, source, name)) for name in Attributes._fields}
     judged = test.subset(torch.arange(n))
     by_resnet = {}
     for name in ("bird", "background"):
-        labelled = val.subset(torch.arange(len(val)))
+        labelled = val.with_x(val.x)
         labelled.y = val.extra[name]
         judge = backbone("small_resnet", 2)
         train_erm(judge, labelled, labelled, epochs=8, seed=0, device=device, select="average", progress=False)
@@ -372,17 +379,6 @@ def _agree(read: Tensor, said: Tensor) -> float:
 
 
 # ---- command -----------------------------------------------------------------------------------------------
-
-
-def add_train_tiny(commands: Any) -> None:
-    """`train-tiny clip|unclip`."""
-    command = commands.add_parser("train-tiny", help="train the small CLIP or unCLIP that come with the book")
-    command.set_defaults(go=go_train_tiny)
-    command.add_argument("model", choices=STEPS)
-    command.add_argument("--device", default="auto")
-    command.add_argument("--steps", type=int, help="of the whole run")
-    command.add_argument("--minutes", type=float, default=math.inf, help="end this stretch after so many minutes")
-    command.add_argument("--folder", type=Path, default=Path("tiny"), help="of checkpoint, weights and card")
 
 
 def go_train_tiny(arguments: argparse.Namespace) -> None:

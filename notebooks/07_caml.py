@@ -258,17 +258,14 @@ assert max(gain.values()) > 0
 # take an hour; their records are stored with everything needed to repeat them.
 
 # %%
-from caml_core.published import by_run, paired
-from caml_core.records import describe, mean_and_spread
+from caml_core.published import by_run, mean_text, paired
+from caml_core.records import describe
 from IPython.display import Markdown
 
 runs = by_run("digits")
 rows = ["| method | minority | average | seeds |", "|:--|--:|--:|--:|"]
 for name, records in runs.items():
-    cells = [
-        "{:.1f}\u00a0±\u00a0{:.1f}".format(*mean_and_spread(records, metric))
-        for metric in ("minority", "average")
-    ]
+    cells = [mean_text(records, metric) for metric in ("minority", "average")]
     rows.append(f"| {name} | {' | '.join(cells)} | {len(records)} |")
 Markdown("\n".join(rows))
 

@@ -45,7 +45,7 @@ if "google.colab" in sys.modules:
 # Waterbirds and CivilComments.
 
 # %%
-from caml_core.published import CAML, by_run, gain_text, paired
+from caml_core.published import CAML, by_run, gain_text, mean_text, paired
 from caml_core.records import describe, mean_and_spread
 
 digits, regimes = by_run("digits"), by_run("regimes")
@@ -97,9 +97,7 @@ for name, cost in COST.items():
     if name not in digits:
         rows.append(f"| {name} | {cost} | not run | |")
         continue
-    value = "{:.1f}\u00a0±\u00a0{:.1f}".format(
-        *mean_and_spread(digits[name], "minority")
-    )
+    value = mean_text(digits[name], "minority")
     gain = interval(digits[name], digits["append"]) if name != "append" else ""
     rows.append(f"| {name} | {cost} | {value} | {gain} |")
 Markdown("\n".join(rows))

@@ -47,7 +47,7 @@ if "google.colab" in sys.modules:
 # order and their gaps, not in their height.
 
 # %%
-from caml_core.published import HSFM, by_run
+from caml_core.published import HSFM, by_run, mean_text
 from caml_core.records import describe, mean_and_spread, paired_difference
 from IPython.display import Markdown
 
@@ -61,10 +61,7 @@ seeds = sorted({record["seed"] for record in runs["hsfm"]})
 
 def ours(name, metric):
     """Mean and standard deviation over seeds, as text."""
-    if name not in runs:
-        return "not run"
-    mean, spread = mean_and_spread(runs[name], metric)
-    return f"{mean:.1f}\u00a0±\u00a0{spread:.1f}"
+    return mean_text(runs.get(name, []), metric)
 
 
 # %%
@@ -333,10 +330,7 @@ for n in COUNTS[:-1]:
 resnet = by_run("heads_resnet")
 rows = ["| method | WGA | average | WGA − ERM head |", "|:--|--:|--:|--:|"]
 for name, records in resnet.items():
-    cells = [
-        "{:.1f}\u00a0±\u00a0{:.1f}".format(*mean_and_spread(records, metric))
-        for metric in ("worst_group", "average")
-    ]
+    cells = [mean_text(records, k) for k in ("worst_group", "average")]
     d = paired_difference(records, resnet["erm-head"], "worst_group")
     cells.append(f"{d['mean']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}]")
     rows.append(f"| {name} | {' | '.join(cells)} |")
@@ -381,10 +375,7 @@ if not birds:
     print("not run: caml_core sweep results/tables/heads_birdscapes.toml")
 rows = ["| method | WGA | average |", "|:--|--:|--:|"]
 for name, records in birds.items():
-    cells = [
-        "{:.1f}\u00a0±\u00a0{:.1f}".format(*mean_and_spread(records, metric))
-        for metric in ("worst_group", "average")
-    ]
+    cells = [mean_text(records, k) for k in ("worst_group", "average")]
     rows.append(f"| {name} | {' | '.join(cells)} |")
 Markdown("\n".join(rows))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from caml_core.errors import CamlError
@@ -35,19 +36,28 @@ def load(name: str, **options: Any) -> tuple[GroupDataset, GroupDataset, GroupDa
     Raises:
         CamlError: unknown name or option, or whatever the dataset finds wrong.
     """
+    train, val, test = loader(name, options)(**options)
+    return train, val, test
+
+
+def loader(name: str, options: Iterable[str]) -> Callable[..., Any]:
+    """The `load` of a dataset, which has these options.
+
+    Raises:
+        CamlError: unknown name or option.
+    """
     if name not in DATASETS:
         raise CamlError(
             what=f"unknown dataset {name!r}",
             expected="one of " + ", ".join(DATASETS),
             remedy="check the spelling; your own images: load('folder', path=...)",
         )
-    loader = importlib.import_module(f"caml_core.data.{name}").load
-    known = inspect.signature(loader).parameters
+    load_it: Callable[..., Any] = importlib.import_module(f"caml_core.data.{name}").load
+    known = inspect.signature(load_it).parameters
     if unknown := sorted(set(options) - set(known)):
         raise CamlError(
             what=f"dataset {name!r} has no option {', '.join(unknown)}",
             expected="one of " + ", ".join(known),
             remedy="check the spelling of the option",
         )
-    train, val, test = loader(**options)
-    return train, val, test
+    return load_it

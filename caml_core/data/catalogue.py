@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from caml_core import store
 from caml_core.data.fetch import disk_errors, download, extract
@@ -300,7 +300,7 @@ def verify(name: str, data_dir: str | Path | None = None) -> str:
     sums = {folder: folder / "SHA256SUMS", cached: cached.with_name(f"{name}.sha256")}
     if root := data_dir or os.environ.get("CAML_DATA"):
         sums[Path(root).expanduser()] = Path(root).expanduser() / "SHA256SUMS"
-    known = {above / path: digest for above, file in sums.items() for path, digest in _read_sums(file).items()}
+    known = {above / path: digest for above, file in sums.items() for path, digest in store.read_sums(file).items()}
     published = [(folder / file.name, file.sha256) for file in _dataset(name).files if not file.name.endswith(PACKED)]
     known |= {path: digest for path, digest in published if digest and path.exists()}
     known = {path: digest for path, digest in known.items() if path.is_relative_to(folder)}
@@ -314,15 +314,6 @@ def verify(name: str, data_dir: str | Path | None = None) -> str:
     return f"{name} in {folder}: " + (
         f"all {len(known)} known checksums are right" if known else "no checksum is known"
     )
-
-
-def add_data(commands: Any) -> None:
-    """`data list | info NAME | fetch NAME | verify NAME`."""
-    data = commands.add_parser("data", help="datasets: what is where, licences; fetch and verify")
-    data.set_defaults(go=go_data)
-    data.add_argument("action", choices=("list", "info", "fetch", "verify"))
-    data.add_argument("name", nargs="?", help=", ".join(CATALOGUE))
-    data.add_argument("--data", type=Path, metavar="DIR", help="data folder, in place of CAML_DATA")
 
 
 def go_data(arguments: argparse.Namespace) -> None:
@@ -441,7 +432,7 @@ def _trust_first(sums: Path, folder: Path) -> None:
     if not sums.exists():
         store.write_text(sums, "".join(f"{digest}  {path}\n" for path, digest in found.items()))
         return
-    first = _read_sums(sums)
+    first = store.read_sums(sums)
     if first != found:
         other = sorted(path for path in {*first, *found} if first.get(path) != found.get(path))
         raise CamlError(
@@ -449,14 +440,6 @@ def _trust_first(sums: Path, folder: Path) -> None:
             expected=f"the checksums in {sums}",
             remedy=f"fetch again later; if you know why the source has changed, delete {sums} to trust it as it is now",
         )
-
-
-def _read_sums(file: Path) -> dict[str, str]:
-    """Relative path to SHA-256, from lines as `sha256sum` writes them; nothing when there is no such file."""
-    if not file.is_file():
-        return {}
-    pairs = (line.partition(" ") for line in file.read_text(encoding="utf-8").splitlines())
-    return {path.lstrip(" *").removeprefix("./"): digest for digest, _, path in pairs if path}
 
 
 def _size(dataset: Dataset) -> str:

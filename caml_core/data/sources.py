@@ -201,14 +201,7 @@ def _from_hub(repository: str, filename: str) -> Path | str:
 
 def _check_sums(root: Path, file: Path) -> None:
     """Compare a file with the folder's SHA256SUMS, where there is one."""
-    sums = root / "SHA256SUMS"
-    if not sums.exists():
-        return
-    listed = {
-        name: digest for digest, name in (line.split(maxsplit=1) for line in sums.read_text().splitlines() if line)
-    }
-    name = file.relative_to(root).as_posix()
-    expected = listed.get(f"./{name}") or listed.get(name) or listed.get(f"*{name}")
+    expected = store.read_sums(root / "SHA256SUMS").get(file.relative_to(root).as_posix())
     if expected and store.sha256(file) != expected:
         raise _wrong_checksum(file, expected)
 
