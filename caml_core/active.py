@@ -35,6 +35,7 @@ from caml_core.errors import CamlError
 from caml_core.features import predict, predict_with_features
 from caml_core.fit import Run, fit
 from caml_core.loader import Augment
+from caml_core.memory import in_pieces, on_device, piece_that_fits
 from caml_core.meta import add_to_gradient, flatten, loss_at, meta_gradient
 from caml_core.metrics import SELECTION_RULES, group_metrics
 
@@ -152,7 +153,7 @@ def run_active(
         )
     config = {"plan": dataclasses.asdict(plan), "seed": seed, "pool": pool.content_hash(), "val": val.content_hash()}
     config |= {"augment": getattr(augment, "__name__", str(augment))}
-    x = pool.x.to(device)
+    x = on_device(pool.x, device)
     records: list[dict[str, Any]] = []
     network = make_network()
     for t in range(rounds + 1):
@@ -211,7 +212,7 @@ def train_round(
 
     Args:
         network: on `device`, with its initial weights.
-        x: the pool's inputs, on `device`.
+        x: the pool's inputs, on `device`, or on the CPU where they do not fit there.
         sets: rows of the pool, int64: the first labels D_0, then the batches Q_1..Q_t.
         seed: of this round.
     """
@@ -230,7 +231,8 @@ def train_round(
         odds = odds * _errors(network, x, pool, sets, val, plan, seed, device, augment, checkpoint, config)
     dro = torch.full((n_groups,), 1 / n_groups, device=device)
     opt = OPTIMIZERS[plan.optimizer](network.parameters(), lr=plan.lr, weight_decay=plan.weight_decay)
-    loss = loss_at(network, device)
+    piece = _piece(network, x, y, labelled, len(tasks), plan, device)
+    loss = loss_at(network, device, piece)
 
     def run_epoch(epoch: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(stream_seed(seed, epoch))
@@ -240,8 +242,8 @@ def train_round(
             return rows[torch.multinomial(odds, n, True, generator=generator)].view(steps, plan.batch_size)
 
         def batch(rows: Tensor) -> tuple[Tensor, Tensor]:
-            images = x[rows.to(device)]
-            return images if augment is None else augment(images, generator), y[rows].to(device)
+            images = x[rows.to(x.device)]
+            return (images if augment is None else augment(images, generator)).to(device), y[rows].to(device)
 
         final = draw(labelled, odds)
         use = tasks if plan.method in META else []
@@ -251,7 +253,7 @@ def train_round(
             for step in range(steps):
                 images, labels = batch(final[step])
                 with autocast(device):
-                    losses = F.cross_entropy(network(images).float(), labels, reduction="none")
+                    losses = F.cross_entropy(in_pieces(network, images, piece).float(), labels, reduction="none")
                 value = losses.mean()
                 if plan.method == "groupdro":
                     value = _dro(losses, group[final[step]].to(device), dro)
@@ -282,7 +284,13 @@ def train_round(
         run_epoch,
         val,
         epochs=plan.epochs,
-        config={**(config or {}), "sets": [rows.tolist() for rows in sets], "round_seed": seed, "epochs": plan.epochs},
+        config={
+            **(config or {}),
+            "sets": [rows.tolist() for rows in sets],
+            "round_seed": seed,
+            "epochs": plan.epochs,
+            **({"piece": piece} if piece < plan.batch_size else {}),  # BatchNorm sees the pieces
+        },
         select=plan.select,
         device=device,
         train_counts=pool.group_counts,
@@ -291,6 +299,28 @@ def train_round(
         progress=progress,
         on_epoch=on_epoch,
     )
+
+
+def _piece(
+    network: Backbone, x: Tensor, y: Tensor, labelled: Tensor, n_tasks: int, plan: Plan, device: torch.device
+) -> int:
+    """How many examples of a batch the device takes at once (`caml_core.memory`)."""
+    rows = labelled[torch.arange(4) % len(labelled)]
+    few, labels = x[rows.to(x.device)].to(device), y[rows].to(device)
+    loss, theta = loss_at(network.train(), device), flatten(network).requires_grad_()
+    exact = plan.method in ("mldg", "caml") and plan.order == "exact" and plan.alpha * n_tasks > 0  # keeps all graphs
+
+    def forward(n: int) -> Tensor:
+        batch = few[:n], labels[:n]
+        if not exact:
+            return loss(theta, batch)
+        return meta_gradient(
+            loss, theta, [(batch, batch)] * n_tasks, alpha=plan.alpha, order="exact", inner_steps=plan.inner_steps
+        )
+
+    # Gradient, two moments of Adam and the best weights; the meta-gradient's theta, theta', c, u and g.
+    state = (9 if plan.method in META else 4) * theta.nbytes
+    return piece_that_fits(forward, plan.batch_size, device, state, smallest=plan.batch_size if exact else 2)
 
 
 def _odds(label: Tensor) -> Tensor:
@@ -317,7 +347,7 @@ def _errors(network: Backbone, x: Tensor, pool: GroupDataset, sets: Sequence[Ten
     file = checkpoint.with_suffix(".first.safetensors") if checkpoint else None
     train_round(first, x, pool, sets, val, short, stream_seed(seed, 1 << 20), device, augment, file, config)
     labelled = torch.cat(list(sets))
-    wrong = predict(first, pool.subset(labelled), device).argmax(1) != pool.y[labelled]
+    wrong = predict(first, pool, device, rows=labelled).argmax(1) != pool.y[labelled]
     return 1 + (JTT_UPWEIGHT - 1) * wrong.double()
 
 
@@ -328,8 +358,8 @@ def _query(
     free = torch.ones(len(pool), dtype=torch.bool)
     free[labelled] = False
     rows = free.nonzero().flatten()
-    logits, z = predict_with_features(network, pool.subset(rows), device)
-    _, z_labelled = predict_with_features(network, pool.subset(labelled), device)
+    logits, z = predict_with_features(network, pool, device, rows=rows)
+    _, z_labelled = predict_with_features(network, pool, device, rows=labelled)
     scores = Pool(logits, z, z_labelled, copy.deepcopy(network.head).cpu().float())
     chosen = acquire(plan.acquisition, scores, plan.query, torch.Generator().manual_seed(seed))
     return rows[chosen].tolist()
@@ -362,7 +392,7 @@ def _check(
 
 def _fitted(network: Backbone, pool: GroupDataset, rows: Tensor, device: torch.device) -> float:
     """Training accuracy on these rows, percent."""
-    return _share(predict(network, pool.subset(rows), device).argmax(1) == pool.y[rows])
+    return _share(predict(network, pool, device, rows=rows).argmax(1) == pool.y[rows])
 
 
 def _share(flags: Tensor) -> float:

@@ -37,8 +37,8 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """bfloat16 mixed precision on a GPU that has it; nothing elsewhere (it is slower on most CPUs)."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+    """bfloat16 mixed precision on a GPU that has it (an A100; a T4 imitates it, slowly); elsewhere nothing."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return contextlib.nullcontext()
 

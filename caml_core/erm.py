@@ -21,6 +21,8 @@ from caml_core.device import autocast, seeded, stream_seed
 from caml_core.errors import CamlError
 from caml_core.fit import Run, fit
 from caml_core.loader import Augment, Balance, batches
+from caml_core.memory import in_pieces, piece_that_fits
+from caml_core.meta import flatten, loss_at
 from caml_core.metrics import SELECTION_RULES
 
 
@@ -48,6 +50,8 @@ def train_erm(
     The step size follows half a cosine from `lr` to 0. Every epoch draws from its own random stream, fixed by
     (seed, epoch), so the same seed gives bit-identical weights, whether or not the run was interrupted.
 
+    A batch that does not fit into the device's memory goes through in pieces, with a warning.
+
     Args:
         network: maps a batch x to logits (B, C); trained in place.
         optimizer: called as `optimizer(parameters, lr=lr, weight_decay=weight_decay)`.
@@ -69,12 +73,15 @@ def train_erm(
     device = device or torch.device("cpu")
     network.to(device)
     opt = optimizer(network.parameters(), lr=lr, weight_decay=weight_decay)
+    piece = _piece(network, train, batch_size, device)
     steps_per_epoch = math.ceil(len(train) / batch_size)
     config = {
         "epochs": epochs, "seed": seed, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,
         "optimizer": getattr(optimizer, "__name__", str(optimizer)), "balance": balance, "select": select,
         "augment": getattr(augment, "__name__", str(augment)), "train": train.content_hash(), "val": val.content_hash(),
     }  # fmt: skip
+    if piece < min(batch_size, len(train)):  # BatchNorm sees the pieces, so a run goes on only with the same
+        config["piece"] = piece
 
     def run_epoch(epoch: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(stream_seed(seed, epoch))
@@ -87,7 +94,7 @@ def train_erm(
                 for group in opt.param_groups:
                     group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * done))
                 with autocast(device):
-                    logits = network(batch.x)
+                    logits = in_pieces(network, batch.x, piece)
                     loss = F.cross_entropy(logits.float(), batch.y)
                 opt.zero_grad(set_to_none=True)
                 loss.backward()
@@ -116,6 +123,15 @@ def train_erm(
         progress=progress,
         on_epoch=on_epoch,
     )
+
+
+def _piece(network: nn.Module, train: GroupDataset, batch_size: int, device: torch.device) -> int:
+    """How many examples of a batch the device takes at once (`caml_core.memory`)."""
+    few = train[torch.arange(4) % len(train)]
+    x, y = few.x.to(device), few.y.to(device)
+    loss, theta = loss_at(network.train(), device), flatten(network).requires_grad_()
+    state = 4 * theta.nbytes  # gradient, two moments of Adam, the best weights
+    return piece_that_fits(lambda n: loss(theta, (x[:n], y[:n])), min(batch_size, len(train)), device, state)
 
 
 def _percent(right: Tensor, rows: Tensor) -> float | None:

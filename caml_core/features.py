@@ -17,23 +17,30 @@ from caml_core.loader import batches
 
 
 @torch.no_grad()
-def predict(network: nn.Module, split: GroupDataset, device: torch.device, batch_size: int = 512) -> Tensor:
-    """Logits of every example, in evaluation mode: float32 (N, C) on the CPU."""
+def predict(
+    network: nn.Module,
+    split: GroupDataset,
+    device: torch.device,
+    batch_size: int = 512,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """Logits of every example, or of these rows, in evaluation mode: float32 (N, C) on the CPU."""
     network.eval()
     with autocast(device):
-        outputs = [network(batch.x).float().cpu() for batch in batches(split, batch_size, device=device)]
+        outputs = [network(batch.x).float().cpu() for batch in batches(split, batch_size, device=device, rows=rows)]
     return torch.cat(outputs)
 
 
 @torch.no_grad()
 def predict_with_features(
-    network: Backbone, split: GroupDataset, device: torch.device, batch_size: int = 512
+    network: Backbone, split: GroupDataset, device: torch.device, batch_size: int = 512, rows: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Logits float32 (N, C) and the features they are made from, float32 (N, D), in evaluation mode, on the CPU."""
+    """Logits float32 (N, C) and the features they are made from, float32 (N, D), of every example or of these rows, in
+    evaluation mode, on the CPU."""
     network.eval()
     logits, features = [], []
     with autocast(device):
-        for batch in batches(split, batch_size, device=device):
+        for batch in batches(split, batch_size, device=device, rows=rows):
             z = network.features(batch.x)
             features.append(z.float().cpu())
             logits.append(network.head(z).float().cpu())

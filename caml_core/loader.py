@@ -24,6 +24,7 @@ def batches(
     generator: torch.Generator | None = None,
     balance: Balance = None,
     augment: Augment | None = None,
+    rows: Tensor | None = None,
 ) -> Iterator[Example]:
     """Yield batches `Example(x, y, a, index)` on `device`; one pass over the split.
 
@@ -32,8 +33,9 @@ def batches(
         generator: shuffles (and augments); without one the order is the split's own.
         balance: draw with replacement so that classes (or groups) are equally likely; needs a generator.
         augment: applied to each batch of images.
+        rows: int64, visit these in this order, without a copy of the images that they stand for.
     """
-    order = sample_order(dataset, generator, balance)
+    order = sample_order(dataset, generator, balance) if rows is None else rows
     # A sampler of index tensors with batch_size=None makes each batch by one slice instead of B small copies.
     loader = DataLoader(
         dataset,
@@ -73,7 +75,7 @@ def sample_order(dataset: GroupDataset, generator: torch.Generator | None, balan
 def random_flip(x: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror each image of a batch (B, 3, H, W) with probability one half. Not for digits."""
     flip = torch.rand(len(x), generator=generator) < 0.5
-    return torch.where(flip[:, None, None, None], x.flip(-1), x)
+    return torch.where(flip[:, None, None, None].to(x.device), x.flip(-1), x)
 
 
 def random_shift(x: Tensor, generator: torch.Generator, pixels: int = 3) -> Tensor:

@@ -19,6 +19,7 @@ seeds side by side: the loss is then the sum over seeds, whose gradient is each 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -29,6 +30,7 @@ from torch.func import functional_call
 
 from caml_core.device import autocast
 from caml_core.errors import CamlError
+from caml_core.memory import in_pieces
 
 Batch = tuple[Tensor, Tensor]  # x (B, ...), y int64 (B,)
 Loss = Callable[[Tensor, Batch], Tensor]  # (theta (P,), batch) -> scalar
@@ -124,12 +126,12 @@ def add_to_gradient(network: nn.Module, vector: Tensor) -> None:
         parameter.grad = piece.clone() if parameter.grad is None else parameter.grad + piece
 
 
-def loss_at(network: nn.Module, device: torch.device) -> Loss:
+def loss_at(network: nn.Module, device: torch.device, piece: int = sys.maxsize) -> Loss:
     """Mean cross-entropy of the network as a function of flat parameters; the network itself is left alone.
 
     BatchNorm works with the statistics of each batch and keeps its running averages in scratch copies, so that
     nothing an adapted copy sees leaks into the network. With parameters (S, P) and batches (S, B, ...) it returns
-    the sum of the S losses.
+    the sum of the S losses. A batch larger than `piece` goes through in pieces (`caml_core.memory`).
     """
     names = [name for name, _ in network.named_parameters()]
     shapes = [p.shape for p in network.parameters()]
@@ -138,9 +140,9 @@ def loss_at(network: nn.Module, device: torch.device) -> Loss:
     stacked: dict[int, dict[str, Tensor]] = {}  # the same, once a seed
 
     def one(theta: Tensor, buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        pieces = {name: _shaped(piece, shape) for name, piece, shape in zip(names, theta.split(sizes), shapes)}
+        weights = {name: _shaped(part, shape) for name, part, shape in zip(names, theta.split(sizes), shapes)}
         with autocast(device):
-            logits = functional_call(network, (pieces, buffers), (x,))
+            logits = in_pieces(network, x, piece, lambda x: functional_call(network, (weights, buffers), (x,)))
             return F.cross_entropy(logits.float() if logits.dtype == torch.bfloat16 else logits, y)
 
     def loss(theta: Tensor, batch: Batch) -> Tensor:

@@ -150,6 +150,14 @@ def test_bad_input(change: dict[str, Any], options: dict[str, Any], message: str
         run(dataclasses.replace(SMALL, **change), **options)
 
 
+def test_scoring_copies_no_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool of photographs may be larger than the memory that is left beside it."""
+    pool = toy_split(96)
+    before = untimed(run(dataclasses.replace(SMALL, method="jtt"), pool=pool))
+    monkeypatch.setattr(GroupDataset, "subset", lambda self, rows: pytest.fail("a copy of the images"))
+    assert untimed(run(dataclasses.replace(SMALL, method="jtt"), pool=pool)) == before
+
+
 def test_an_empty_set_and_a_diverging_run_are_errors() -> None:
     pool = toy_split(96)
     with pytest.raises(CamlError, match="an empty set of labels in round 1"):

@@ -108,6 +108,15 @@ def test_batches_cover_balance_and_augment() -> None:
         loader.sample_order(split.subset(torch.where(split.y == 0)[0]), g, "class")
 
 
+def test_chosen_rows_are_scored_as_a_subset_would_be() -> None:
+    split, rows = toy_split(40), torch.tensor([7, 3, 30])
+    network = tiny()
+    expected = predict(network, split.subset(rows), CPU)
+    assert torch.equal(predict(network, split, CPU, rows=rows), expected)
+    seen = [batch.index.tolist() for batch in loader.batches(split, 2, device=CPU, rows=rows)]
+    assert seen == [[7, 3], [30]]
+
+
 def test_augmentations_move_whole_images() -> None:
     x = toy_split(12).x
     g = torch.Generator().manual_seed(0)
