@@ -18,21 +18,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from caml_core import store
-from caml_core.data.fetch import disk_errors, download, extract
+from caml_core.data import hub
+from caml_core.data.fetch import File, disk_errors, download, extract
 from caml_core.errors import CamlError
 
 PACKED = (".zip", ".tar", ".tar.gz", ".tar.xz")
 GROWTH = 4  # an archive may unpack to so many times its size (all hold images, which hardly shrink),
 MOST_FILES = 500_000  # and to so many files and folders
-
-
-class File(NamedTuple):
-    """One file to download; an archive is unpacked."""
-
-    name: str
-    urls: tuple[str, ...]  # tried in this order
-    sha256: str | None = None
-    size: int | None = None  # bytes
 
 
 class Dataset(NamedTuple):
@@ -41,12 +33,13 @@ class Dataset(NamedTuple):
     title: str
     folders: tuple[str, ...]  # names that its folder goes by, below data_dir
     layouts: tuple[tuple[str, ...], ...]  # a folder is this dataset if it has all of one: paths, or CSV#COLUMN
-    files: tuple[File, ...]  # none where no address serves it to a program
+    files: tuple[File, ...]  # from the authors; none where no address serves it to a program. Archives are unpacked
     by_hand: str  # how to get it otherwise
     licence: str
     citation: str
     page: str
-    hub: str | None = None  # repository on the Hugging Face Hub with the same examples, as parquet or csv
+    hub: str | None = None  # repository on the Hugging Face Hub with the same examples
+    parquet: hub.Columns | None = None  # of its parquet files, which are then preferred to the authors' archive
 
 
 CELEBA = "https://graal.ift.ulaval.ca/public/celeba/"
@@ -60,7 +53,7 @@ CATALOGUE = {
             "waterbirds/waterbird_complete95_forest2water2",
             "cub/data/waterbird_complete95_forest2water2",
         ),
-        layouts=(("metadata.csv#place_filename",),),
+        layouts=(("metadata.csv#place_filename",), ("metadata.csv#place", "train", "val", "test")),
         files=(
             File(
                 "waterbird_complete95_forest2water2.tar.gz",
@@ -75,6 +68,7 @@ CATALOGUE = {
         citation="Sagawa et al., Distributionally Robust Neural Networks for Group Shifts, ICLR 2020",
         page="https://github.com/kohpangwei/group_DRO",
         hub="grodino/waterbirds",
+        parquet=hub.Columns("label", "place"),
     ),
     "celeba": Dataset(
         title="CelebA: 202,599 aligned faces with 40 attributes",
@@ -115,6 +109,7 @@ CATALOGUE = {
         citation="Liu et al., Deep Learning Face Attributes in the Wild, ICCV 2015",
         page="https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
         hub="flwrlabs/celeba",
+        parquet=hub.Columns("Blond_Hair", "Male", folder="img_align_celeba"),
     ),
     "metashift": Dataset(
         title="MetaShift, cats and dogs: cats on sofas and beds, dogs with benches and bikes; tested on shelves",
@@ -225,7 +220,7 @@ def locate(name: str, data_dir: str | Path | None = None, download: bool = True)
         remedy = f"python -m caml_core data fetch {name}; or " + remedy
     if download and dataset.files:
         try:
-            return fetch(name)
+            return fetch(name, data_dir)
         except CamlError as error:
             raise CamlError(f"{missing}; and fetching failed: {error.what}", error.expected, remedy) from error
     raise CamlError(missing, _asked(dataset), remedy)
@@ -241,8 +236,10 @@ def recognised(dataset: Dataset, folder: Path) -> bool:
     return folder.is_dir() and any(all(map(has, layout)) for layout in dataset.layouts)
 
 
-def fetch(name: str, *, backoff: float = 1.0, progress: bool = True) -> Path:
+def fetch(name: str, data_dir: str | Path | None = None, *, backoff: float = 1.0, progress: bool = True) -> Path:
     """Download, check and unpack a dataset into the cache; one process does it while others wait.
+
+    Parquet from the Hub comes first (a copy in `data_dir` or `$CAML_DATA` is taken as it is), then the authors' files.
 
     Raises:
         CamlError: no source, a fault of the source or the disk, or other files than at the first fetch. What is
@@ -262,31 +259,61 @@ def fetch(name: str, *, backoff: float = 1.0, progress: bool = True) -> Path:
         for left in work.iterdir():  # folders of an earlier run that was killed
             if left.is_dir():
                 shutil.rmtree(left)
-        whole = [_download(file, work, backoff, progress) for file in dataset.files]
         stage = work / "stage"
-        stage.mkdir()
-        for file, path in zip(dataset.files, whole):
-            if file.name.endswith(PACKED):
-                unpacked = _unpack(path, work / "unpacked")
-                for child in unpacked.iterdir():
-                    child.rename(_free(stage / child.name))
-                unpacked.rmdir()
-            else:
-                shutil.copyfile(path, _free(stage / file.name))
-        try:
-            if _inside(dataset, stage) is None:
-                raise CamlError(
-                    what=f"what was fetched is not {name}: {', '.join(sorted(p.name for p in stage.iterdir())[:5])}",
-                    expected=_asked(dataset),
-                    remedy=dataset.by_hand,
-                )
-            _trust_first(base / f"{name}.sha256", stage)
-        except CamlError:  # the next attempt asks the source again
-            shutil.rmtree(work)
-            raise
+        if _unpack_parquet(name, work, stage, data_dir, backoff, progress):
+            (base / f"{name}.sha256").unlink(missing_ok=True)  # nothing is taken on trust: the Hub publishes checksums
+        else:
+            _unpack_archives(dataset, work, stage, backoff, progress)
+            try:
+                if _inside(dataset, stage) is None:
+                    came = ", ".join(sorted(p.name for p in stage.iterdir())[:5])
+                    raise CamlError(f"what was fetched is not {name}: {came}", _asked(dataset), dataset.by_hand)
+                _trust_first(base / f"{name}.sha256", stage)
+            except CamlError:  # the next attempt asks the source again
+                shutil.rmtree(work)
+                raise
         stage.rename(folder)
         shutil.rmtree(work)
     return _inside(dataset, folder) or folder
+
+
+def _unpack_parquet(
+    name: str, work: Path, stage: Path, data_dir: str | Path | None, backoff: float, progress: bool
+) -> bool:
+    """Fill `stage` from the Hub's parquet files; False, with a line on why, where that cannot be."""
+    dataset = CATALOGUE[name]
+    if dataset.parquet is None or dataset.hub is None:
+        return False
+    root = data_dir or os.environ.get("CAML_DATA")
+    files = hub.on_disk(Path(root).expanduser(), dataset.hub) if root else []
+    try:
+        if not files:
+            shards = hub.listed(dataset.hub)
+            size = sum(shard.size or 0 for shard in shards)
+            print(f"{name}: {len(shards)} parquet files, {size / 1e6:,.0f} MB, from {dataset.hub} on the Hub")
+            files = [_download(shard, work, backoff, progress) for shard in shards]
+        stage.mkdir()
+        hub.unpack(files, stage, dataset.parquet, progress=progress)
+    except CamlError as error:
+        print(f"{name}: not from the Hub ({error.what}); trying the authors' files")
+        shutil.rmtree(stage, ignore_errors=True)
+        return False
+    _write_sums(stage / "SHA256SUMS", stage)
+    return True
+
+
+def _unpack_archives(dataset: Dataset, work: Path, stage: Path, backoff: float, progress: bool) -> None:
+    """Fill `stage` from the authors' files."""
+    whole = [_download(file, work, backoff, progress) for file in dataset.files]
+    stage.mkdir()
+    for file, path in zip(dataset.files, whole):
+        if file.name.endswith(PACKED):
+            unpacked = _unpack(path, work / "unpacked")
+            for child in unpacked.iterdir():
+                child.rename(_free(stage / child.name))
+            unpacked.rmdir()
+        else:
+            shutil.copyfile(path, _free(stage / file.name))
 
 
 def verify(name: str, data_dir: str | Path | None = None) -> str:
@@ -297,10 +324,10 @@ def verify(name: str, data_dir: str | Path | None = None) -> str:
     """
     folder = locate(name, data_dir, download=False)
     cached = store.cache_dir() / "datasets" / name
-    sums = {folder: folder / "SHA256SUMS", cached: cached.with_name(f"{name}.sha256")}
+    sums = [(folder, folder / "SHA256SUMS"), (cached, cached.with_name(f"{name}.sha256"))]
     if root := data_dir or os.environ.get("CAML_DATA"):
-        sums[Path(root).expanduser()] = Path(root).expanduser() / "SHA256SUMS"
-    known = {above / path: digest for above, file in sums.items() for path, digest in store.read_sums(file).items()}
+        sums.append((Path(root).expanduser(), Path(root).expanduser() / "SHA256SUMS"))
+    known = {above / path: digest for above, file in sums for path, digest in store.read_sums(file).items()}
     published = [(folder / file.name, file.sha256) for file in _dataset(name).files if not file.name.endswith(PACKED)]
     known |= {path: digest for path, digest in published if digest and path.exists()}
     known = {path: digest for path, digest in known.items() if path.is_relative_to(folder)}
@@ -427,10 +454,9 @@ def _free(path: Path) -> Path:
 
 def _trust_first(sums: Path, folder: Path) -> None:
     """Write the checksums of all files at the first fetch; compare them at a later one."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    found = {path.relative_to(folder).as_posix(): store.sha256(path) for path in paths}
+    found = _sums(folder)
     if not sums.exists():
-        store.write_text(sums, "".join(f"{digest}  {path}\n" for path, digest in found.items()))
+        _write_sums(sums, folder)
         return
     first = store.read_sums(sums)
     if first != found:
@@ -440,6 +466,15 @@ def _trust_first(sums: Path, folder: Path) -> None:
             expected=f"the checksums in {sums}",
             remedy=f"fetch again later; if you know why the source has changed, delete {sums} to trust it as it is now",
         )
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): store.sha256(path) for path in paths}
+
+
+def _write_sums(file: Path, folder: Path) -> None:
+    store.write_text(file, "".join(f"{digest}  {path}\n" for path, digest in _sums(folder).items()))
 
 
 def _size(dataset: Dataset) -> str:
@@ -453,4 +488,7 @@ def _where(name: str, data_dir: str | Path | None) -> str:
     try:
         return str(locate(name, data_dir, download=False))
     except CamlError:
+        root, repository = data_dir or os.environ.get("CAML_DATA"), CATALOGUE[name].hub
+        if root and repository and CATALOGUE[name].parquet and hub.on_disk(Path(root).expanduser(), repository):
+            return f"{Path(root).expanduser() / repository}, unpacked when it is loaded"
         return "not here"

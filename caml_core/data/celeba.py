@@ -35,8 +35,8 @@ def load(
 
     Four layouts of the labels are read: the authors' `list_attr_celeba.txt` and `list_eval_partition.txt` (also in
     their folders `Anno` and `Eval`), the same two as csv (Kaggle, WILDS), a `list_attr_celeba.csv` with a column
-    `partition`, and DFR's `celeba_metadata.csv` (or `metadata.csv`) with `img_filename, y, split, place`. Images lie
-    in `img_align_celeba`, which Kaggle nests once more.
+    `partition`, and DFR's `celeba_metadata.csv` (or `metadata.csv`) with `img_filename, y, split, place`, which
+    `caml_core.data.hub` writes, too. Images lie in `img_align_celeba`, which Kaggle nests once more.
 
     Args:
         data_dir: see `caml_core.data.catalogue.locate`.

@@ -40,6 +40,15 @@ LARGEST = 64 * 10**9  # bytes of a download whose length nobody announced
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
+class File(NamedTuple):
+    """One file to download."""
+
+    name: str
+    urls: tuple[str, ...]  # tried in this order
+    sha256: str | None = None
+    size: int | None = None  # bytes
+
+
 class _Again(Exception):
     """A fault that another attempt may mend."""
 

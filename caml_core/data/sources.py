@@ -151,7 +151,7 @@ def _find(name: str, split: str, data_dir: str | Path | None) -> tuple[list[Path
             )
         file = root / source.repository / filename
         if file.exists():
-            _check_sums(root, file)
+            check_sums(root, file)
             return [file], f"CAML_DATA/{source.repository}"
         tried.append(f"{file} (no such file)")
     else:
@@ -199,7 +199,7 @@ def _from_hub(repository: str, filename: str) -> Path | str:
     return file
 
 
-def _check_sums(root: Path, file: Path) -> None:
+def check_sums(root: Path, file: Path) -> None:
     """Compare a file with the folder's SHA256SUMS, where there is one."""
     expected = store.read_sums(root / "SHA256SUMS").get(file.relative_to(root).as_posix())
     if expected and store.sha256(file) != expected:

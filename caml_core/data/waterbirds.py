@@ -1,8 +1,9 @@
 """Waterbirds: birds of CUB-200-2011 pasted on backgrounds of Places. Is it a waterbird (y), and is it on water (a)?
 
 Sagawa et al., "Distributionally Robust Neural Networks for Group Shifts", arXiv 1911.08731. The folder
-`waterbird_complete95_forest2water2`, or WILDS' `waterbirds_v1.0`, which holds the same files. 95% of the training
-birds are where they belong; in validation and test, half of each kind are. Landbirds are in the majority everywhere.
+`waterbird_complete95_forest2water2`, or WILDS' `waterbirds_v1.0`, which holds the same files, or the same images from
+the Hub. 95% of the training birds are where they belong; in validation and test, half of each kind are. Landbirds are
+in the majority everywhere.
 """
 
 from __future__ import annotations
