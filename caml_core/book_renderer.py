@@ -3,7 +3,8 @@
 A figure becomes one ``<div>`` and one ``<script>`` with its data. The plotly library itself is loaded once a
 page: from the book's own copy when the page names one (``window.BOOK_PLOTLY_URL``), otherwise from plotly's
 public copy of the very version that drew the figure, which is what happens on Colab and in Jupyter. The title
-becomes a caption of the page, because a title inside a figure is cut off on a telephone.
+becomes a caption of the page, because a title inside a figure is cut off on a telephone. Screen readers are told
+``layout.meta["alt"]``, or the title where there is none.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from plotly.io.base_renderers import MimetypeRenderer
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs_version
 
+PLACEHOLDER = "<p>Interactive figure</p>"  # the builder puts a still in its place, and the script the figure
+
 _NUMBERS = itertools.count(1)  # of the process, not of a renderer: two figures never share an id
 _HEIGHT = 450
-_PAGE_WIDTH = 720
+PAGE_WIDTH = 720  # pixels of a figure on a page
 _TITLE_HEIGHT = 35  # pixels of the top margin that a title takes
 _CONFIG = {"responsive": True, "displaylogo": False}
 
@@ -28,7 +31,7 @@ _PAGE = """\
 <figure class="book-figure" aria-label="{label}" style="margin: 0 0 1em">
 <figcaption style="font-weight: 600; text-align: left">{caption}</figcaption>
 <div id="{div}" class="plotly-graph-div" style="{style}">\
-<p>Interactive figure</p></div></figure>
+{placeholder}</div></figure>
 <script>
 (window.bookPlotly = window.bookPlotly || new Promise(function (loaded, failed) {{
   if (window.Plotly) {{ loaded(); return; }}
@@ -52,12 +55,13 @@ class BookRenderer(MimetypeRenderer):
     def to_mimebundle(self, fig_dict: dict[str, Any]) -> dict[str, str]:
         layout = fig_dict.get("layout", {})
         title = figure_title(layout)
-        label = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", title)).split()) or "untitled"
+        meta = layout.get("meta")
+        label = (meta.get("alt") if isinstance(meta, dict) else None) or _plain(title) or "untitled"
         caption = "" if _title_changes(fig_dict) else _allow_markup(title)
         layout, style = _fitted(layout, title_outside=bool(caption))
         figure = {
             "data": fig_dict.get("data", []),
-            "layout": layout,
+            "layout": {**layout, "meta": None} if isinstance(meta, dict) else layout,
             "frames": fig_dict.get("frames") or [],
             "config": _CONFIG,
         }
@@ -66,6 +70,7 @@ class BookRenderer(MimetypeRenderer):
             caption=caption,
             div=f"book-figure-{next(_NUMBERS)}",
             style=style,
+            placeholder=PLACEHOLDER,
             version=get_plotlyjs_version(),
             figure=to_json_plotly(figure),
         )
@@ -106,8 +111,13 @@ def _fitted(layout: dict[str, Any], title_outside: bool) -> tuple[dict[str, Any]
         layout = {**layout, "title": None, "margin": {**margin, "t": top}}
     if "scaleanchor" in layout.get("yaxis", {}) and not width:
         layout = {**layout, "height": None, "autosize": True}
-        return layout, f"width:100%; aspect-ratio:{_PAGE_WIDTH} / {height};"
+        return layout, f"width:100%; aspect-ratio:{PAGE_WIDTH} / {height};"
     return {**layout, "height": height}, f"width:{f'{width}px' if width else '100%'}; height:{height}px;"
+
+
+def _plain(title: str) -> str:
+    """A title without plotly's markup."""
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", title)).split())
 
 
 def _allow_markup(title: str) -> str:

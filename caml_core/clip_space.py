@@ -69,6 +69,21 @@ def along(moves: Tensor, direction: Tensor) -> Tensor:
     return F.normalize(moves, dim=-1) @ F.normalize(direction, dim=0)
 
 
+def turn(start: Tensor, towards: Tensor, angle: Tensor) -> Tensor:
+    """Points on the sphere: from start along the great circle to another point.
+
+    Args:
+        start: unit embeddings (..., width).
+        towards: points (..., width), of any length.
+        angle: radians (...); the angle between the two leads all the way.
+
+    Returns:
+        (..., width), of length 1.
+    """
+    tangent = F.normalize(towards - (towards * start).sum(-1, keepdim=True) * start, dim=-1)
+    return angle[..., None].cos() * start + angle[..., None].sin() * tangent
+
+
 def random_moves(space: ClipSpace, before: Tensor, lengths: Tensor, seed: int) -> Tensor:
     """A control for edits: unit embeddings as far from `before` as the edits went, in random directions of the space.
 
@@ -77,15 +92,12 @@ def random_moves(space: ClipSpace, before: Tensor, lengths: Tensor, seed: int) -
         lengths: (...), straight-line distances |after - before| of the edits, below 2.
 
     Returns:
-        (..., width), of length 1: a random direction of the space, made tangent to the sphere, followed along the great
-        circle to the given distance.
+        (..., width), of length 1: along the great circle that starts in a random direction of the space.
     """
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randn(*before.shape[:-1], space.directions.shape[1], generator=generator)
-    direction = draws @ space.directions.T
-    tangent = F.normalize(direction - (direction * before).sum(-1, keepdim=True) * before, dim=-1)
-    angle = 2 * torch.asin((lengths / 2).clamp(max=1))[..., None]
-    return angle.cos() * before + angle.sin() * tangent
+    angle = 2 * torch.asin((lengths / 2).clamp(max=1))
+    return turn(before, draws @ space.directions.T, angle)
 
 
 def flips(clip: Clip, before: Tensor, after: Tensor) -> dict[str, Tensor]:

@@ -18,12 +18,13 @@ from PIL import Image
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from caml_core.book_renderer import use_book_renderer
+from caml_core.book_renderer import PAGE_WIDTH, use_book_renderer
+from caml_core.errors import CamlError
 
 LABEL, ATTRIBUTE = "#0072B2", "#E69F00"
 MAJORITY, MINORITY = "#7A93AC", "#D55E00"
 CHANCE = "#8C8C8C"
-# One colour a method in the whole book.
+# One colour a method in the whole book (but for two that no figure shows beside those of another part).
 METHOD_COLOURS = {
     "append": "#7A7A7A",
     "upweight": "#E69F00",
@@ -31,7 +32,13 @@ METHOD_COLOURS = {
     "caml": "#0072B2",
     "caml exact": "#CC79A7",
     "balanced": "#009E73",
+    "dfr": "#009E73",
+    "hsfm": "#CC79A7",
 }
+
+# On a telephone these would always cover the legend. To zoom, drag; to return, click twice.
+_BUTTONS = ["toimage", "sendcharttocloud", "zoom", "pan", "select", "lasso", "zoomin", "zoomout"]
+_BUTTONS += ["autoscale", "resetscale"]
 
 pio.templates["book"] = go.layout.Template(
     layout={
@@ -49,9 +56,11 @@ pio.templates["book"] = go.layout.Template(
             "gridcolor": "rgba(128,128,128,.25)",
             "zerolinecolor": "rgba(128,128,128,.5)",
             "automargin": True,
+            "title": {"standoff": 8},  # beside the tick labels, never among them
         },
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         "margin": {"l": 60, "r": 60, "t": 60, "b": 50},
+        "modebar": {"remove": _BUTTONS},
         "height": 400,
     }
 )
@@ -61,6 +70,23 @@ def use_book_style() -> None:
     """Show every figure of this notebook in the book's style, small and without outside requests."""
     use_book_renderer()
     pio.templates.default = "book"
+
+
+def contact_sheet(images: Tensor, *, columns: int, pad: int = 2) -> np.ndarray:
+    """Images in rows, with clear gaps between them: uint8 (N, 3, H, W) to uint8 (height, width, 4).
+
+    Args:
+        columns: images in a row.
+        pad: pixels between two images.
+    """
+    n, _, h, w = images.shape
+    rows = -(-n // columns)
+    sheet = np.zeros((rows * (h + pad) - pad, columns * (w + pad) - pad, 4), np.uint8)
+    for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        y, x = (i // columns) * (h + pad), (i % columns) * (w + pad)
+        sheet[y : y + h, x : x + w, :3] = image
+        sheet[y : y + h, x : x + w, 3] = 255
+    return sheet
 
 
 def image_grid(
@@ -77,76 +103,118 @@ def image_grid(
         images: uint8 (N, 3, H, W).
         columns: images in a row.
         labels: one short text for each row of the sheet, written at its left.
+        pad: pixels between two images.
     """
-    n, _, h, w = images.shape
-    rows = -(-n // columns)
-    sheet = np.zeros((rows * (h + pad) - pad, columns * (w + pad) - pad, 4), np.uint8)
-    for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        y, x = (i // columns) * (h + pad), (i % columns) * (w + pad)
-        sheet[y : y + h, x : x + w, :3] = image
-        sheet[y : y + h, x : x + w, 3] = 255
-    figure = picture(sheet, title=title)
-    if labels:
-        ticks = [r * (h + pad) + h / 2 for r in range(rows)]
-        figure.update_yaxes(visible=True, tickvals=ticks, ticktext=list(labels), showgrid=False, zeroline=False)
-    return figure
+    return _label_rows(picture(contact_sheet(images, columns=columns, pad=pad), title=title), labels)
 
 
 def picture(pixels: np.ndarray, *, title: str) -> go.Figure:
     """One picture as a figure, uint8 (H, W, 3 or 4); axes count in its pixels."""
     height, width = pixels.shape[:2]
-    figure = go.Figure(layout={"title": title, "height": min(700, int(90 + 760 * height / width))})
-    figure.add_layout_image(
-        source=data_uri(pixels),
-        xref="x",
-        yref="y",
-        x=0,
-        y=0,
-        sizex=width,
-        sizey=height,
-        sizing="stretch",
-        layer="below",
-    )
+    figure = go.Figure(layout={"title": title, "images": [_layer(pixels)]})
     figure.add_trace(go.Scatter(x=[0, width], y=[0, height], mode="markers", marker_opacity=0, hoverinfo="skip"))
-    figure.update_xaxes(range=[0, width], visible=False, constrain="domain")
-    figure.update_yaxes(range=[height, 0], visible=False, scaleanchor="x", constrain="domain", constraintoward="top")
-    figure.update_layout(showlegend=False, margin={"l": 10, "r": 10, "t": 60, "b": 10})
-    return figure
+    fixed = {"visible": False, "fixedrange": True, "constrain": "domain"}  # a finger on it scrolls the page
+    figure.update_xaxes(range=[0, width], **fixed)
+    figure.update_yaxes(range=[height, 0], scaleanchor="x", constraintoward="top", **fixed)
+    figure.update_layout(showlegend=False, margin={"l": 10, "r": 10, "t": 60, "b": 0})
+    return _label_rows(figure, None)
+
+
+def picture_slider(
+    pictures: Sequence[np.ndarray],
+    labels: Sequence[str],
+    *,
+    title: str,
+    prefix: str = "",
+    rows: Sequence[str] | None = None,
+    start: int = 0,
+) -> go.Figure:
+    """A slider that chooses among pictures; it needs no Python behind the page.
+
+    Args:
+        pictures: uint8 (H, W, 3 or 4), all of one shape, such as from `contact_sheet`. Each is stored once.
+        labels: one a picture, shown above the slider after `prefix`.
+        rows: one short text for each row of a contact sheet, written at its left.
+        start: the picture shown first.
+
+    Raises:
+        CamlError: pictures of several shapes, none at all, or not one label for each.
+    """
+    shapes = {pixels.shape for pixels in pictures}
+    if len(shapes) != 1 or len(labels) != len(pictures):
+        raise CamlError(
+            what=f"{len(labels)} labels for {len(pictures)} pictures of shapes {sorted(shapes)}",
+            expected="one label a picture, and pictures of one shape",
+            remedy="make all pictures with the same number of rows and columns",
+        )
+    figure = _label_rows(picture(pictures[start], title=title), rows)
+    n, height = len(pictures), pictures[0].shape[0]
+    figure.layout.images = [{**_layer(pixels), "visible": i == start} for i, pixels in enumerate(pictures)]
+    steps = [
+        {"method": "relayout", "label": label, "args": [{f"images[{j}].visible": i == j for j in range(n)}]}
+        for i, label in enumerate(labels)
+    ]
+    unseen = {"size": 1, "color": "rgba(0,0,0,0)"}  # the label of the moment is enough, and fits a telephone
+    now = {"prefix": prefix, "font": {"size": 14, "color": "#3b4048"}}
+    slider = {"steps": steps, "active": start, "currentvalue": now, "font": unseen, "ticklen": 0, "pad": {"t": 5}}
+    # The slider is as high on a telephone as elsewhere, so the height stays, and the picture is at most twice its size.
+    figure.update_xaxes(scaleanchor="y", constraintoward="left").update_yaxes(scaleanchor=None)
+    height = min(2 * height, figure.layout.height - 60)
+    return figure.update_layout(sliders=[slider], height=height + 120)
+
+
+def _layer(pixels: np.ndarray) -> dict[str, Any]:
+    """A picture that fills axes which count in its pixels."""
+    height, width = pixels.shape[:2]
+    # WebP keeps a quarter of the colours: with each pixel four times, that is the colour of every pixel.
+    source = data_uri(pixels.repeat(2, axis=0).repeat(2, axis=1), "WEBP")
+    place = {"xref": "x", "yref": "y", "x": 0, "y": 0, "sizex": width, "sizey": height}
+    return {"source": source, "sizing": "stretch", "layer": "below", **place}
+
+
+def _label_rows(figure: go.Figure, labels: Sequence[str] | None) -> go.Figure:
+    """Write labels at the left of a picture's rows; make the figure as high as the picture is on a page."""
+    width, height = figure.layout.xaxis.range[1], figure.layout.yaxis.range[0]
+    room = PAGE_WIDTH - 20
+    if labels:
+        ticks = [(row + 0.5) * height / len(labels) for row in range(len(labels))]
+        figure.update_yaxes(visible=True, tickvals=ticks, ticktext=list(labels), ticklabelstandoff=4)
+        figure.update_yaxes(showgrid=False, zeroline=False)
+        room -= 7 * max(len(line) for label in labels for line in label.split("<br>"))
+    return figure.update_layout(height=min(700, round(60 + room * height / width)))
 
 
 def evidence(images: Sequence[Tensor], heats: Sequence[Tensor], names: Sequence[str], *, title: str) -> go.Figure:
-    """Pictures, each beside the map of its evidence; all maps share one scale.
+    """Pictures, each above the map of its evidence; all maps share one scale.
 
     Args:
         images: uint8 (3, H, H).
         heats: float (n, n), evidence on an even grid over the picture.
         names: of the pictures.
     """
-    titles = [text for name in names for text in (name, "its evidence")]
-    figure = make_subplots(1, len(titles), subplot_titles=titles, horizontal_spacing=0.03)
+    titles = [*names, *("its evidence" for _ in names)]
+    figure = make_subplots(2, len(names), subplot_titles=titles, horizontal_spacing=0.03, vertical_spacing=0.12)
     reach = max(float(heat.abs().max()) for heat in heats)
+    scale = {"title": "margin", "nticks": 3}
     for i, (image, heat) in enumerate(zip(images, heats)):
-        side, n, axis = image.shape[-1], len(heat), 2 * i + 1
+        side, n, column = image.shape[-1], len(heat), i + 1
         centres = (np.arange(n) + 0.5) * side / n
-        colours = {"colorscale": "RdBu_r", "zmin": -reach, "zmax": reach, "colorbar": {"title": "margin"}}
-        figure.add_layout_image(
-            source=data_uri(image.permute(1, 2, 0).numpy()),
-            xref=f"x{axis}", yref=f"y{axis}", x=0, y=0, sizex=side, sizey=side, sizing="stretch",
-        )  # fmt: skip
+        colours = {"colorscale": "RdBu_r", "zmin": -reach, "zmax": reach, "colorbar": scale}
+        figure.add_layout_image({**_layer(image.permute(1, 2, 0).numpy()), "xref": f"x{column}", "yref": f"y{column}"})
         points = go.Scatter(x=[0, side], y=[0, side], mode="markers", marker_opacity=0, hoverinfo="skip")
-        figure.add_trace(points, 1, axis)
-        figure.add_trace(go.Heatmap(z=heat, x=centres, y=centres, showscale=i == 0, **colours), 1, axis + 1)
-        for column in (axis, axis + 1):
-            figure.update_xaxes(visible=False, range=[0, side], constrain="domain", row=1, col=column)
-            figure.update_yaxes(visible=False, range=[side, 0], constrain="domain", row=1, col=column)
-            figure.update_yaxes(scaleanchor=f"x{column}", row=1, col=column)
-    return figure.update_layout(showlegend=False, height=280, title=title)
+        figure.add_trace(points, 1, column)
+        figure.add_trace(go.Heatmap(z=heat, x=centres, y=centres, showscale=i == 0, **colours), 2, column)
+        for row, axis in ((1, column), (2, len(names) + column)):
+            fixed = {"visible": False, "fixedrange": True, "constrain": "domain", "row": row, "col": column}
+            figure.update_xaxes(range=[0, side], **fixed)
+            figure.update_yaxes(range=[side, 0], scaleanchor=f"x{axis}", **fixed)
+    return figure.update_layout(showlegend=False, height=560, title=title, margin={"l": 10, "r": 10, "b": 10})
 
 
 def data_uri(pixels: np.ndarray, kind: str = "PNG") -> str:
-    """A picture as a data address, "PNG" or (much smaller for many pictures) "JPEG": no file, no request."""
+    """A picture as a data address, "PNG" or (much smaller) "JPEG" or "WEBP": no file, no request."""
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, kind, optimize=True)
+    Image.fromarray(pixels).save(stream, kind, optimize=True, quality=75)
     return f"data:image/{kind.lower()};base64," + base64.b64encode(stream.getvalue()).decode()
 
 
@@ -179,7 +247,7 @@ def group_bars(metrics: Mapping[str, Any], *, title: str, minority: Sequence[boo
                 },
             )
         )
-    figure.update_xaxes(categoryorder="array", categoryarray=names)
+    figure.update_xaxes(title="group", categoryorder="array", categoryarray=names)
     return add_chance(figure, chance)
 
 

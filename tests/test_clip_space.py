@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from caml_core.clip_space import ClipSpace, along, random_moves
+from caml_core.clip_space import ClipSpace, along, random_moves, turn
 from caml_core.data.dataset import GroupDataset
 from caml_core.errors import CamlError
 from caml_core.hsfm import PUBLISHED, hsfm
@@ -46,6 +46,20 @@ def test_embeddings_of_other_lengths_and_nan_are_refused() -> None:
     for wrong in (2 * e, torch.where(e > 0.5, torch.nan, e)):
         with pytest.raises(CamlError, match="length 1"):
             ClipSpace.fit(wrong)
+
+
+def test_a_turn_follows_the_great_circle_all_the_way() -> None:
+    e = embeddings(40)
+    start, end = e[:20], e[20:]
+    whole = torch.acos((start * end).sum(1))
+    torch.testing.assert_close(turn(start, end, whole), end, atol=1e-4, rtol=0)
+    torch.testing.assert_close(turn(start, end, 0 * whole), start)
+    half = turn(start, end, whole / 2)
+    torch.testing.assert_close(half, F.normalize(start + end, dim=1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(turn(start, start, torch.zeros(20)), start)
+    path = turn(start[0], end[0], torch.linspace(0, 3, 7))
+    torch.testing.assert_close(path.norm(dim=1), torch.ones(7), atol=1e-5, rtol=0)
+    torch.testing.assert_close((path[1:] * path[:-1]).sum(1), torch.tensor(0.5).cos().expand(6), atol=1e-4, rtol=0)
 
 
 def test_random_moves_go_as_far_as_they_are_told_and_nowhere_in_particular() -> None:
