@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a script, Python looks only beside this file
     sys.path.insert(0, str(ROOT))
 
-from book import assets, execute, pairs  # noqa: E402
+from book import assets, execute, exercises, opening, pairs, stills  # noqa: E402
 from caml_core.errors import CamlError  # noqa: E402
 
 BRANCH = "main"
@@ -68,8 +68,11 @@ def _run(options: argparse.Namespace, root: Path) -> int:
         notebooks = [chapter.with_suffix(".ipynb") for chapter in chapters]
     else:
         notebooks = [execute.execute(root, chapter) for chapter in chapters]
+    if not options.committed:
+        stills.add(notebooks)
     for notebook in notebooks:
         check_executed(notebook)
+        check_parts(notebook)
         if options.committed or options.write or options.only:
             check_size(notebook)
     if options.write:
@@ -112,6 +115,13 @@ def check_executed(notebook: Path) -> None:
             expected="an executed notebook",
             remedy="run: python book/build.py --write",
         )
+
+
+def check_parts(notebook: Path) -> None:
+    """A chapter has an opening picture and exercises with solutions."""
+    content = nbformat.read(notebook, as_version=4)
+    opening.find(content, notebook.stem)
+    exercises.to_directives(content, notebook.stem)
 
 
 def check_size(notebook: Path) -> None:
@@ -172,6 +182,8 @@ def build_html(root: Path, notebooks: Sequence[Path], html: Path) -> None:
                 expected="no error and no warning (line 10002 of a notebook is line 2 of its first cell)",
                 remedy="mend the page named above; the pages built before are still in place",
             )
+        for notebook in notebooks:  # readers download the plain one, not that made for its page
+            shutil.copy(notebook, stage / "_build" / "html" / "_sources" / "notebooks")
         if html.exists():
             shutil.rmtree(html)
         os.replace(stage / "_build" / "html", html)
@@ -185,7 +197,11 @@ def _fill_stage(root: Path, stage: Path, notebooks: Sequence[Path], library: ass
     shutil.copytree(root / "book", stage / "book", ignore=shutil.ignore_patterns("__pycache__"))
     (stage / "notebooks").mkdir()
     for notebook in notebooks:
-        shutil.copy(notebook, stage / "notebooks")
+        shutil.copy(root / "notebooks" / f"{notebook.stem}.py", stage / "notebooks")
+        content = nbformat.read(notebook, as_version=4)
+        opening.show(content, root / "notebooks" / notebook.name, stage)
+        exercises.to_directives(content, notebook.stem)
+        execute.save(content, stage / "notebooks" / notebook.name)
 
 
 def add_to_config(config: dict[str, Any], address: str, library: assets.Assets) -> None:

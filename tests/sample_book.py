@@ -28,13 +28,14 @@ CHAPTER = """\
 # %% [markdown]
 # # A sample
 #
+# **Question.** Do both groups gain?
+#
 # Spurious strength $\\rho$.
 
 # %%
 "the place of the Colab cell"
 
-# %%
-import ipywidgets
+# %% tags=["opening"]
 import plotly.graph_objects as go
 
 from caml_core.book_renderer import use_book_renderer
@@ -50,6 +51,8 @@ layout = {"title": "A slider", "yaxis": {"range": [0, 8]}, "sliders": [{"steps":
 go.Figure(frames[0].data, layout, frames)
 
 # %%
+import ipywidgets
+
 slider = ipywidgets.IntSlider(max=2, description=r"\\(\\rho\\)")
 panels = ipywidgets.Stack([ipywidgets.HTML(f"panel {k}") for k in range(3)], selected_index=0)
 ipywidgets.jslink((slider, "value"), (panels, "selected_index"))
@@ -63,6 +66,45 @@ Markdown(f"| groups | total |\\n|---|---|\\n| 4 | {sum(tqdm(range(4)))} |")
 
 # %%
 print(6 * 7)
+
+# %% [markdown]
+# ## Exercises
+#
+# Think first.
+#
+# **Exercise 1: two
+# numbers.** What is `6 * 9`?
+#
+# - Count in base 13.
+#
+# <details><summary>Solution 1</summary>
+#
+# In base 13:
+#
+# ```
+# 42
+# ```
+#
+# </details>
+#
+# **Exercise 2: the same in code.** Compute it.
+
+# %% tags=["hide-cell", "solution"]
+# @title Solution 2 { display-mode: "form" }
+print("the answer is", 42)
+
+# %% [markdown]
+# **Exercise 3: a last one.** Nothing to do.
+#
+# <details><summary>Solution 3</summary>
+#
+# Done.
+#
+# </details>
+#
+# ## References
+#
+# None.
 """
 
 

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import base64
+import importlib.util
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import plotly.graph_objects as go
 import pytest
+from conftest import require
+from PIL import Image
 from sample_book import ADDRESS, CHAPTER, make_sample_book
 
-from book import assets, build, execute, pairs
+from book import assets, build, execute, exercises, opening, pairs, stills
+from caml_core.book_renderer import PLACEHOLDER, BookRenderer
 from caml_core.errors import CamlError
 
-SHORT = CHAPTER[: CHAPTER.index("# %%\nimport ipywidgets")] + "# %%\nprint(6 * 7)\n"
+FIGURE = f"""\
+<figure class="book-figure" aria-label="two groups"><figcaption>Two <b>groups</b></figcaption>\
+<div id="book-figure-1">{PLACEHOLDER}</div></figure>"""
+_HEAD, _TAIL = CHAPTER.index("import plotly"), CHAPTER.index("# %%\nprint(6 * 7)")
+SHORT = f"{CHAPTER[:_HEAD]}from IPython.display import HTML\n\nHTML({FIGURE!r})\n\n{CHAPTER[_TAIL:]}"
+FIRST_SOLUTION, LAST_SOLUTION = re.findall(r"# <details>.*?# </details>\n", CHAPTER, re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def no_browser(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHROMIUM", "/nowhere/chromium")
 
 
 @pytest.fixture
@@ -27,7 +46,7 @@ def test_unchanged_chapter_is_not_run_again(sample: Path, capsys: pytest.Capture
     assert build.main(["--only", "sample"], sample) == 0
     assert "not run again" in capsys.readouterr().out
     (sample / "caml_core").mkdir()
-    (sample / "caml_core" / "new.py").write_text("x = 1\n")
+    (sample / "caml_core" / "__init__.py").write_text("x = 1\n")
     assert build.main(["--only", "sample"], sample) == 0
     assert "run in" in capsys.readouterr().out
 
@@ -49,13 +68,16 @@ def test_writing_twice_gives_the_same_bytes(sample: Path) -> None:
     for _ in range(2):
         shutil.rmtree(sample / "_build" / "executed", ignore_errors=True)
         assert build.main(["--write", "--only", "sample"], sample) == 0
-        contents.append(written.read_bytes())
+        notebook = nbformat.read(written, as_version=4)
+        assert notebook.metadata.pop("book_run")["seconds"] >= 0
+        contents.append(nbformat.writes(notebook))
     assert contents[0] == contents[1]
-    notebook = nbformat.reads(contents[0].decode(), as_version=4)
     nbformat.validate(notebook)
     assert "book_build" not in notebook.metadata
-    assert notebook.cells[-1].outputs[0].text == "42\n"
-    assert [output.output_type for output in notebook.cells[-2].outputs] == ["execute_result"]
+    outputs = {cell.source.splitlines()[-1]: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
+    assert outputs["print(6 * 7)"][0].text == "42\n"
+    markdown = next(shown for line, shown in outputs.items() if line.startswith("Markdown"))
+    assert [output.output_type for output in markdown] == ["execute_result"]
     state = notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"].state
     names = {model.model_name for model in state.values()}
     assert {"IntSliderModel", "StackModel", "LinkModel"} <= names
@@ -79,7 +101,7 @@ def test_dead_kernel_is_reported(sample: Path, capsys: pytest.CaptureFixture[str
     source = sample / "notebooks" / "sample.py"
     source.write_text(source.read_text() + "\n# %%\nimport os\n\nos._exit(1)\n")
     assert build.main([], sample) == 1
-    assert "kernel of sample.py died in code cell 3" in capsys.readouterr().err
+    assert "kernel of sample.py died in code cell 5" in capsys.readouterr().err
 
 
 def test_warning_stops_the_build_and_keeps_the_old_pages(sample: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,6 +140,170 @@ def test_large_and_unexecuted_notebooks_are_refused(tmp_path: Path) -> None:
         nbformat.write(notebook, tmp_path / "a.ipynb")
         with pytest.raises(CamlError, match=words):
             check(tmp_path / "a.ipynb")
+
+
+def chapter_of(text: str, folder: Path) -> nbformat.NotebookNode:
+    (folder / "sample.py").write_text(text)
+    return execute.convert(folder / "sample.py")
+
+
+def test_exercises_become_directives(tmp_path: Path) -> None:
+    notebook = chapter_of(CHAPTER, tmp_path)
+    exercises.to_directives(notebook, "04_sample")
+    first, code, last = notebook.cells[-3:]
+    assert first.source.startswith(
+        "## Exercises\n\nThink first.\n\n:::::{exercise} two numbers\n:label: exercise-04-1\n\n"
+    )
+    assert "What is `6 * 9`?\n\n- Count in base 13.\n:::::" in first.source
+    solution = ":::::{solution} exercise-04-1\n:label: solution-to-exercise-04-1\n:class: dropdown\n\nIn base 13:"
+    assert solution in first.source
+    assert "details" not in first.source
+    assert code.source == 'print("the answer is", 42)'
+    assert code.metadata.mystnb.code_prompt_show == "Solution 2, with code"
+    assert last.source.endswith("Done.\n:::::\n\n## References\n\nNone.")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "what"),
+    [
+        ("## Exercises", "## Questions", "there is no exercise"),
+        ("**Exercise 2: the", "**Exercise 3: the", "exercise 3 stands where exercise 2 is due"),
+        ("**Exercise 1: two\n# numbers.** What", "1. What", "solution 1 does not stand below exercise 1"),
+        ("<summary>Solution 1", "<summary>Solution 2", "solution 2 does not stand below exercise 2"),
+        ("<summary>Solution 1", "<summary>Solutions", "neither to an exercise nor to a solution: <details>"),
+        (FIRST_SOLUTION, "", "exercise 1 has no solution"),
+        (LAST_SOLUTION, "", "exercise 3 has no solution"),
+        ("@title Solution 2", "@title Solution 1", "solution 1 does not stand below exercise 1"),
+        (
+            "# @title Solution 2",
+            "# Solution 2",
+            'this code cell is not a solution: # Solution 2 { display-mode: "form" }',
+        ),
+        ('"hide-cell", "solution"', '"hide-cell"', "this code cell is not a solution: # @title"),
+        ("# **Exercise 2", "# As above.\n#\n# **Exercise 2", "neither to an exercise nor to a solution: As above."),
+    ],
+)
+def test_exercises_that_break_the_convention(before: str, after: str, what: str, tmp_path: Path) -> None:
+    assert before in CHAPTER
+    notebook = chapter_of(CHAPTER.replace(before, after), tmp_path)
+    with pytest.raises(CamlError) as error:
+        exercises.to_directives(notebook, "sample")
+    assert error.value.what.startswith('sample, part "## Exercises": ')
+    assert what in error.value.what
+    assert "notebooks/sample.py" in error.value.remedy
+
+
+def shows(html: str) -> nbformat.NotebookNode:
+    return nbformat.v4.new_output("execute_result", {"text/html": html})
+
+
+def test_a_chapter_has_one_question_and_one_opening(tmp_path: Path) -> None:
+    notebook = chapter_of(CHAPTER, tmp_path)
+    tagged, other = notebook.cells[2:4]
+    for outputs in ([], [shows("<b>no figure</b>")], [shows(FIGURE), shows(FIGURE)]):
+        tagged.outputs = outputs
+        with pytest.raises(CamlError, match=r'sample: 1 cells .* "opening"; figures in their output: [02]'):
+            opening.find(notebook, "sample")
+    tagged.outputs = other.outputs = [shows(FIGURE)]
+    assert opening.find(notebook, "sample")[0] == FIGURE
+    other.metadata["tags"] = ["opening"]
+    with pytest.raises(CamlError, match="sample: 2 cells"):
+        opening.find(notebook, "sample")
+    other.metadata["tags"] = []
+    notebook.cells[0].source = "# A\n\nA **Question.** in a sentence."
+    with pytest.raises(CamlError, match="asks no question"):
+        opening.find(notebook, "sample")
+
+
+def test_opening_picture_comes_from_the_results_or_from_the_committed_notebook(tmp_path: Path) -> None:
+    notebook = chapter_of(CHAPTER, tmp_path)
+    stream = io.BytesIO()
+    Image.new("RGBA", (72, 40), (0, 0, 0, 0)).save(stream, "WEBP")
+    still = f'<img src="data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}">'
+    committed = tmp_path / "04_sample.ipynb"
+
+    def shown(html: str) -> str:
+        copied = chapter_of(CHAPTER, tmp_path)
+        copied.cells[2].outputs = [shows(html)]
+        opening.show(copied, committed, tmp_path / "stage")
+        return copied.cells[0].source
+
+    plain = notebook.cells[0].source
+    drawn = FIGURE.replace(PLACEHOLDER, still)
+    assert shown(FIGURE) == plain
+    notebook.cells[2].outputs = [shows(drawn)]
+    nbformat.write(notebook, committed)
+    page = shown(FIGURE)
+    committed.unlink()
+    assert page == shown(drawn)
+    assert '**Question.** Do both groups gain?\n\n<p class="opening">\n<a href="#book-figure-1">' in page
+    assert 'src="../_static/openings/04_sample.webp" alt="two groups" width="72" height="40"' in page
+    assert "Two <b>groups</b></span>\n</p>\n\nSpurious" in page
+    folder = tmp_path / "stage" / "book" / "static" / "openings"
+    assert (folder / "04_sample.webp").read_bytes() == stream.getvalue()
+    with Image.open(folder / "04_sample.png") as preview:
+        assert preview.size == opening.PREVIEW
+        assert preview.getpixel((1, 1)) == (255, 255, 255), "previews of links have no background of their own"
+
+
+def test_page_links_exercises_and_hides_solutions(sample: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = sample / "book" / "index.md"
+    earlier = ":::{exercise} an earlier one\n:label: earlier\n\nSee {numref}`exercise-sample-2`.\n:::\n"
+    index.write_text(f"{index.read_text()}\n{earlier}")
+    assert build.main([], sample) == 0
+    assert capsys.readouterr().out.count("stills: ") == 1
+    page = (sample / "_build" / "html" / "notebooks" / "sample.html").read_text("utf-8")
+    assert PLACEHOLDER in page
+    assert 'class="opening"' not in page
+    numbers = re.findall(r'id="exercise-sample-(\d)".*?<span class="caption-number">Exercise (\d) ', page, re.DOTALL)
+    assert numbers == [("1", "1"), ("2", "2"), ("3", "3")], "each page counts from 1"
+    linked = (sample / "_build" / "html" / "book" / "index.html").read_text("utf-8")
+    assert re.search(r'href="../notebooks/sample.html#exercise-sample-2">(<span[^>]*>)?Exercise 2<', linked)
+    assert re.search(r'class="solution dropdown[^>]*>\s*<p[^>]*>Solution to<a[^>]*href="#exercise-sample-1">', page)
+    folded = page[page.index("Solution 2, with code") :]
+    assert folded.index("the answer is 42") < folded.index("</details>") < folded.index("exercise-sample-3")
+    assert "@title" not in page
+    assert 'id="exercise-content"' not in page
+    download = (sample / "_build" / "html" / "_sources" / "notebooks" / "sample.ipynb").read_text("utf-8")
+    assert "**Exercise 2: the same in code.**" in download
+    assert "@title Solution 2" in download
+
+
+def test_stills_take_the_place_of_placeholders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CHROMIUM")
+    require(importlib.util.find_spec("playwright"), "playwright is not installed")
+    require(stills.chromium(), "no browser was found: install chromium or set CHROMIUM to its path")
+    layout = {"title": "Two groups", "meta": {"alt": 'Bars of 97 & 41 "%"'}, "paper_bgcolor": "rgba(0,0,0,0)"}
+    figures = [go.Figure(go.Bar(y=[97, 41]), layout), go.Figure(go.Scatter(y=[1, 2]))]
+    outputs = [shows(BookRenderer().to_mimebundle(figure.to_dict())["text/html"]) for figure in figures]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=outputs)])
+    files = [tmp_path / "first.ipynb", tmp_path / "second.ipynb"]
+    for file in files:
+        nbformat.write(notebook, file)
+    stills.add(files)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    drawn = stills.figures_of(nbformat.read(files[0], as_version=4).cells)
+    first, second = (re.sub(r"<script>.*?</script>", "", output.data["text/html"], flags=re.DOTALL) for output in drawn)
+    assert PLACEHOLDER not in first + second
+    assert 'alt="Bars of 97 &amp; 41 &quot;%&quot;"' in first
+    assert 'alt="untitled"' in second
+    data = re.findall(r'<img [^>]*src="data:image/webp;base64,([^"]+)"', first)
+    assert len(data) == 1
+    assert len(data[0]) < 15_000
+    with Image.open(io.BytesIO(base64.b64decode(data[0]))) as still:
+        assert still.size == (720, 415), "the size of the figure on the page"
+        pixels = np.asarray(still.convert("RGBA"))
+    assert pixels[2, 2, 3] == 0, "nothing behind the figure"
+    assert (pixels[..., 3] == 255).mean() > 0.1, "bars"
+    monkeypatch.setattr(stills, "_draw", lambda missing: pytest.fail("drawn again"))
+    stills.add(files)
+
+
+def test_alt_text_is_told_and_not_shown() -> None:
+    page = BookRenderer().to_mimebundle({"layout": {"title": "A title", "meta": {"alt": "two bars"}}})["text/html"]
+    assert page.count("two bars") == page.count('aria-label="two bars"') == 1
+    assert ">A title</figcaption>" in page
+    assert "elsewhere" in BookRenderer().to_mimebundle({"layout": {"meta": ["elsewhere"]}})["text/html"]
 
 
 def test_sync_fills_in_the_address_and_keeps_the_minutes(sample: Path, capsys: pytest.CaptureFixture[str]) -> None:
