@@ -21,6 +21,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 from tqdm import tqdm
 
+from book.dependencies import dependencies
 from caml_core.errors import CamlError
 from caml_core.store import atomic
 
@@ -44,15 +45,13 @@ class ThisPython(AsyncKernelManager):
 def execution_key(root: Path, source: Path) -> str:
     """Digest of all that a chapter's results depend on."""
     digest = hashlib.sha256()
-    files = [source, *sorted((root / "caml_core").rglob("*.py")), *sorted((root / "results").rglob("*.json"))]
-    for file in [*files, root / "constraints.txt"]:
+    for file in [*dependencies(root, source), root / "constraints.txt"]:
         if file.is_file():
             digest.update(f"{file.relative_to(root).as_posix()} {file.stat().st_size}\n".encode())
             digest.update(file.read_bytes())
-    data = os.environ.get("CAML_DATA", "")
     settings = [
         os.environ.get("CAML_PROFILE", "quick"),
-        f"{data} {bool(data) and Path(data).is_dir()}",
+        f"{os.environ.get('CAML_DATA', '')} {_has_data()}",
         sys.version,
         _version("torch"),
     ]
@@ -73,9 +72,31 @@ def execute(root: Path, source: Path) -> Path:
     seconds = time.perf_counter() - start
     notebook = neutral(notebook)
     notebook.metadata["book_build"] = {"key": key, "seconds": round(seconds, 1)}
+    notebook.metadata["book_run"] = how_it_was_run(seconds)
     save(notebook, target)
     print(f"{source.stem}: run in {seconds:.0f} s")
     return target
+
+
+def how_it_was_run(seconds: float) -> dict[str, Any]:
+    """What the foot of a chapter's page tells of its run; nothing that names a machine or a folder."""
+    from caml_core.device import pick_device
+    from caml_core.records import provenance
+
+    found = provenance(pick_device(), seconds)
+    return {
+        **{name: found[name] for name in ("commit", "date", "device")},
+        "seconds": round(seconds),
+        "profile": os.environ.get("CAML_PROFILE", "quick"),
+        "data": _has_data(),
+        "versions": {name: found["versions"][name] for name in ("python", "torch", "caml_core")},
+    }
+
+
+def _has_data() -> bool:
+    """Whether the folder of datasets that the environment names is there."""
+    data = os.environ.get("CAML_DATA", "")
+    return bool(data) and Path(data).is_dir()
 
 
 def convert(source: Path) -> NotebookNode:
@@ -176,7 +197,7 @@ def _run(notebook: NotebookNode, source: Path) -> None:
             on_cell_complete=ends,
         )
         try:
-            client.execute()
+            client.execute(env={**os.environ, "CAML_STATIC": "1"})  # pages have no kernel: see caml_core.live
         except CellExecutionError as error:
             raise CamlError(
                 what=_failure(notebook, source, error),
