@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caml_core.active import Plan, run_active
@@ -66,6 +67,8 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
     "hsfm, rounds, no bias": HSFM_GRID,
     "hsfm, same groups": HSFM_GRID,
     "hsfm, groups": HSFM_GRID,
+    "finetune, hardest": grid(part=(1 / 2, 1 / 4, 1 / 8), epochs=(5, 20), step=(1.0,)),
+    "hsfm, hardest": grid(part=(1 / 2, 1 / 4, 1 / 8), epochs=(5, 20)),
 }
 FAIR = {"finetune, fair": FINETUNE_GRID, "hsfm, fair": HSFM_GRID}  # B/2 labels of the fair validation split
 METHODS = {  # by acquisition; of two classes, margin and entropy ask as least confidence does
@@ -137,6 +140,9 @@ def train(method: str, bought: Bought, how: dict[str, Any]) -> Head | None:
         return active(pool, sets[0], plan, seed, queries=queries, first_round=ROUNDS)[0][0]
     if method.endswith("same groups"):
         sets = [sets[0], same_groups(pool, sets, seed)]
+    if method.endswith("hardest"):
+        how = dict(how)
+        sets = [sets[0], hardest(pool, torch.cat(sets[1:]), bought.first, how.pop("part"))]
     asked = pool.subset(torch.cat(sets[1:]))
     if method == "hsfm, groups":
         if int(asked.group_counts.min()) < 2:
@@ -164,6 +170,12 @@ def train(method: str, bought: Bought, how: dict[str, Any]) -> Head | None:
         tasks, bought.first.weight, bought.first.bias, settings, cumulative=not method.endswith("no bias")
     )
     return Head(edited.weight[0], edited.bias[0], {})
+
+
+def hardest(pool: GroupDataset, rows: Tensor, head: Head, part: float) -> Tensor:
+    """Of these rows, the part with the highest loss under the head."""
+    loss = F.cross_entropy(head.logits(pool.x[rows]), pool.y[rows], reduction="none")
+    return rows[loss.topk(int(part * len(rows))).indices.sort().values]
 
 
 def same_groups(pool: GroupDataset, sets: list[Tensor], seed: int) -> Tensor:
