@@ -1,8 +1,9 @@
 """Browser libraries of the book, assembled at build time so that its pages need no network.
 
-plotly comes from the installed Python package, the rest from npm packages whose version and sha512 stand
-in ``assets.lock.json``. Nothing of it is committed. Without npm, or when it reaches no registry, the build
-goes on with links to public copies; a file with the wrong checksum stops it.
+They come from npm packages whose version and sha512 stand in ``assets.lock.json``; nothing of it is committed.
+Plotly's is the bundle of flat figures, a third of the whole. Without npm, or when it reaches no registry, the build
+goes on with the whole plotly of the Python package and links to public copies of the rest; a file with the wrong
+checksum stops it.
 """
 
 from __future__ import annotations
@@ -25,14 +26,8 @@ from caml_core.errors import CamlError
 
 LOCK = Path(__file__).with_name("assets.lock.json")
 
-# Runs in the head of each page, before the libraries: says where they are, relative to itself.
-_VENDOR_JS = """\
-(function () {
-  var vendor = new URL(".", document.currentScript.src).href;
-  window.BOOK_PLOTLY_URL = vendor + "plotly.min.js";
-  window.requirejs = { baseUrl: vendor };
-})();
-"""
+# Runs in the head of each page, before the figures: says where the library is, relative to itself.
+_VENDOR_JS = 'window.BOOK_PLOTLY_URL = new URL("plotly.min.js", document.currentScript.src).href;\n'
 
 
 @dataclass(frozen=True)
@@ -49,36 +44,42 @@ class Assets:
             "html_js_files": [["vendor/vendor.js", {"priority": 100}]],
         }
         if self.offline:
-            config["mathjax_path"] = "vendor/tex-svg-full.js"
-            config["nb_ipywidgets_js"] = {"vendor/require.js": {}, "vendor/embed-amd.js": {}}
+            config["mathjax_path"] = "vendor/tex-svg.js"
+            config["nb_ipywidgets_js"] = {"vendor/embed.js": {}}
         return config
 
 
 def assemble(folder: Path, lock: Path = LOCK) -> Assets:
     """Fill ``folder/site``; downloaded packages stay in ``folder/packages`` and are checked each time."""
-    tarballs: dict[Path, dict[str, str]] = {}
-    reason = ""
-    for package in json.loads(lock.read_text("utf-8")):
-        tarball = folder / "packages" / f"{package['name'].replace('/', '-').lstrip('@')}-{package['version']}.tgz"
-        if not tarball.exists():
-            reason = _download(f"{package['name']}@{package['version']}", tarball)
-        if reason:
-            break
-        verify(tarball, package["integrity"])
-        tarballs[tarball] = package["files"]
-    if reason:
-        print(f"assets: {reason}; math and widgets of the pages will load from public copies (CDN)")
-        tarballs = {}
-
     site = folder / "site"
     shutil.rmtree(site, ignore_errors=True)
     vendor = site / "_static" / "vendor"
     vendor.mkdir(parents=True)
     (vendor / "vendor.js").write_text(_VENDOR_JS, "utf-8")
     (vendor / "plotly.min.js").write_text(get_plotlyjs(), "utf-8")
+    reason = fetch(lock, folder / "packages", site)
+    if reason:
+        print(f"assets: {reason}; math and widgets of the pages will load from public copies (CDN)")
+    return Assets(site.resolve(), offline=not reason)
+
+
+def fetch(lock: Path, packages: Path, site: Path) -> str:
+    """Put the files that a lock names below ``site``, all or none; returns why there are none, or an empty string."""
+    tarballs: dict[Path, dict[str, str]] = {}
+    for package in locked(lock):
+        tarball = packages / f"{package['name'].replace('/', '-').lstrip('@')}-{package['version']}.tgz"
+        if not tarball.exists() and (reason := _download(f"{package['name']}@{package['version']}", tarball)):
+            return reason
+        verify(tarball, package["integrity"])
+        tarballs[tarball] = package["files"]
     for tarball, files in tarballs.items():
         extract(tarball, files, site)
-    return Assets(site.resolve(), offline=not reason)
+    return ""
+
+
+def locked(lock: Path = LOCK) -> list[dict[str, Any]]:
+    """The packages of a lock: name, version, integrity, and files as {place below the site: member}."""
+    return list(json.loads(lock.read_text("utf-8")))
 
 
 def verify(file: Path, integrity: str) -> None:

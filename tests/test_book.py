@@ -1,192 +1,134 @@
-"""The built book in a browser: no request leaves, nothing fails, figures and widgets are alive."""
+"""The built book in a browser: no request leaves, nothing fails, nobody is kept out, figures and widgets are alive."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import re
-import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import plotly.graph_objects as go
 import pytest
-from conftest import require
-from sample_book import ADDRESS, ROOT, make_sample_book
+from browsing import Browser, pages, served
+from plotly.offline import get_plotlyjs_version
+from sample_book import ADDRESS, ROOT
+from tour import Seen, slide
 
-from book import assets, build, pairs
+from book import assets, pairs
 from caml_core.book_renderer import BookRenderer
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-LOCAL = ("file:", "data:", "blob:", "about:")
-READY = """() => {
-    const all = (selector, done) => [...document.querySelectorAll(selector)].every(done);
-    const widget = view => view.parentElement.querySelector('.jupyter-widgets');
-    return all('.plotly-graph-div', div => div.querySelector('.main-svg'))
-        && all('.math', math => math.querySelector('mjx-container'))
-        && all('script[type$="widget-view+json"]', widget);
-}"""
-SHOWN = """rail => {
-    const figure = rail.closest('.plotly-graph-div');
-    const parts = '.cartesianlayer path, .cartesianlayer image, .annotation-text, .gtitle';
-    return JSON.stringify(figure.data) + [...figure.querySelectorAll(parts)]
-        .map(part => part.getAttribute('d') + part.getAttribute('href') + part.textContent);
-}"""
+pytest_plugins = ["book_fixtures"]
+
+PAGE_BUDGET = 1_000_000  # bytes that only one page loads
+SHARED_BUDGET = 10_000_000  # bytes that pages share
 COLAB = "a[href*='colab.research.google.com']"
+MATH = re.compile(r'class="[^"]*\bmath\b|widget-view\+json')
+Tour = dict[str, Seen]
 
 
-@dataclass
-class Visit:
-    """A page that stays open, and what happened since it was opened."""
-
-    page: Any
-    faults: list[str] = field(default_factory=list)
-    files: set[str] = field(default_factory=set)
-
-    @property
-    def weight(self) -> int:
-        """Bytes of all local files that the page loaded."""
-        paths = [Path(unquote(urlsplit(url).path)) for url in self.files if url.startswith("file:")]
-        return sum(path.stat().st_size for path in set(paths) if path.is_file())
+def said(notes: dict[str, list[str]]) -> str:
+    return "\n".join(f"{page}: {note}" for page, found in notes.items() for note in found)
 
 
-class Browser:
-    """Chromium without a network: requests that leave the machine are recorded and refused."""
-
-    def __init__(self, chromium: Any) -> None:
-        self.chromium = chromium
-
-    def visit(self, file: Path) -> Visit:
-        """Open a page of the book from the disk and wait until its figures and formulas are drawn."""
-        page = self.chromium.new_page(viewport={"width": 1280, "height": 900})
-        visit = Visit(page)
-
-        def request(route: Any) -> None:
-            url = route.request.url
-            if url.startswith(LOCAL):
-                visit.files.add(url)
-                route.continue_()
-            else:
-                visit.faults.append(f"asks for {url}")
-                route.abort()
-
-        page.route("**/*", request)
-        page.on("requestfailed", lambda failed: visit.faults.append(f"cannot load {failed.url}"))
-        page.on("pageerror", lambda error: visit.faults.append(f"script error: {error}"))
-        page.on("console", lambda m: visit.faults.append(f"console: {m.text}") if m.type == "error" else None)
-        page.goto(file.as_uri(), wait_until="load")
-        page.wait_for_function(READY, timeout=30_000)
-        return visit
+def test_every_page_is_whole_and_asks_for_nothing(tour: Tour) -> None:
+    """Both colour schemes, 1280 and 390 pixels: no error, no outside request, nothing too wide, no lost picture."""
+    assert not said({page: seen.faults for page, seen in tour.items()})
+    assert sum(seen.figures for seen in tour.values()) > 0
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    require(program, "no browser was found: install chromium or set CHROMIUM to its path")
-    require(importlib.util.find_spec("playwright"), "playwright is not installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=program, args=FLAGS)
-        yield Browser(chromium)
-        chromium.close()
+def test_nobody_is_kept_out(tour: Tour) -> None:
+    """No violation of WCAG 2.1 A or AA, as far as axe-core finds them."""
+    assert not said({page: seen.violations for page, seen in tour.items()})
 
 
-@pytest.fixture(scope="module")
-def library() -> assets.Assets:
-    found = assets.assemble(ROOT / "_build" / "assets")
-    require(found.offline, "npm or its registry is not available, so the pages are not made for offline use")
-    return found
+def test_what_can_be_moved_changes_what_is_shown(tour: Tour) -> None:
+    assert not said({page: seen.stuck for page, seen in tour.items()})
+    for kind in ("slider", "menu", "widget"):
+        assert any(kind in seen.moved for seen in tour.values()), f"no page has a {kind}"
 
 
-@pytest.fixture(scope="module")
-def sample(library: assets.Assets, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample book, executed and built."""
-    root = make_sample_book(tmp_path_factory.mktemp("sample") / "tree")
-    assert build.main(["--sync", "--write"], root) == 0
-    return root / "_build" / "html"
+def test_pages_are_light(tour: Tour) -> None:
+    for page, seen in tour.items():
+        print(f"{page}: {seen.own / 1000:.0f} kB, {seen.figures} figures, {len(seen.moved)} parts to move")
+    shared = sum(path.stat().st_size for path in frozenset().union(*(seen.shared for seen in tour.values())))
+    print(f"shared: {shared / 1e6:.2f} MB")
+    assert not {page: seen.own for page, seen in tour.items() if seen.own >= PAGE_BUDGET}
+    assert shared < SHARED_BUDGET
 
 
-@pytest.fixture(scope="module")
-def real(library: assets.Assets, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This book, built from its committed notebooks."""
-    html = tmp_path_factory.mktemp("real") / "html"
-    assert build.main(["--committed", "--html-dir", str(html)]) == 0
-    return html
+def test_mathjax_is_loaded_where_there_is_math(tour: Tour, real: Path) -> None:
+    for page, seen in tour.items():
+        math = MATH.search((real / page).read_text("utf-8"))
+        assert math or not any(path.name.startswith("tex-") for path in seen.shared), page
 
 
-def pages(html: Path) -> list[Path]:
-    return [page for page in sorted(html.rglob("*.html")) if "_static" not in page.parts]
+class Links(HTMLParser):
+    """The addresses that a page names, and its own anchors."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.targets: set[str] = set()
+        self.anchors: set[str] = set()
+        self.feed(page.read_text("utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        for name, value in attributes:
+            if value and name in {"href", "src", "poster"}:
+                self.targets.add(value)
+            elif value and name == "content" and (found := re.match(r"\d+; *url=(.*)", value)):
+                self.targets.add(found[1])
+            elif value and (name == "id" or (name == "name" and tag == "a")):
+                self.anchors.add(value)
 
 
-def test_every_page_is_whole_and_asks_for_nothing(browser: Browser, real: Path) -> None:
-    faults: dict[str, list[str]] = {}
-    drawn = 0
-    for page in pages(real):
-        visit = browser.visit(page)
-        name = page.relative_to(real).as_posix()
-        for figure in visit.page.query_selector_all(".plotly-graph-div .main-svg:first-child"):
-            box = figure.bounding_box()
-            assert box, f"{name}: a figure is not shown"
-            assert min(box["width"], box["height"]) > 50, f"{name}: a figure has no size"
-            drawn += 1
-        print(f"{name}: {visit.weight / 1e6:.1f} MB")
-        if visit.faults:
-            faults[name] = visit.faults
-        visit.page.close()
-    assert not faults
-    assert drawn > 0
+def broken_links(html: Path) -> list[str]:
+    """The links of built pages to files or anchors of the book that do not exist."""
+    links = {page: Links(page) for page in pages(html, redirects=True)}
+    broken = []
+    for page, found in links.items():
+        for target in sorted(found.targets):
+            address = urlsplit(target)
+            if address.scheme or address.netloc:
+                continue
+            path, anchor = unquote(address.path), unquote(address.fragment)
+            file = served(Path(path), page) if path.startswith("/") else (page.parent / path).resolve()
+            file = page if not path else file / "index.html" if file.is_dir() else file
+            if not file.is_file() or (anchor and file in links and anchor not in links[file].anchors):
+                broken.append(f"{page.relative_to(html)}: {target}")
+    return broken
 
 
-def test_sliders_of_the_chapters_change_their_figures(browser: Browser, real: Path) -> None:
-    tried = 0
-    for page in sorted((real / "notebooks").glob("*.html")):
-        visit = browser.visit(page)
-        for rail in visit.page.query_selector_all(".slider-rail-touch-rect"):
-            assert slide(visit, rail), f"{page.name}: a slider does not change its figure"
-            tried += 1
-        assert not visit.faults
-    assert tried > 0, "no chapter has a figure with a slider"
+def test_links_within_the_book_lead_somewhere(real: Path) -> None:
+    assert not broken_links(real.resolve())
 
 
-def test_widgets_of_the_chapters_react(browser: Browser, real: Path) -> None:
-    tried = 0
-    for chapter in sorted((real / "notebooks").glob("*.html")):
-        visit = browser.visit(chapter)
-        for handle in visit.page.query_selector_all(".widget-subarea .noUi-handle"):
-            contents = "handle => handle.closest('.widget-subarea').innerText"
-            before = handle.evaluate(contents)
-            handle.press("ArrowRight")
-            visit.page.wait_for_timeout(500)
-            assert handle.evaluate(contents) != before, f"{chapter.name}: a widget does not react"
-            tried += 1
-        assert not visit.faults
-    assert tried > 0, "no chapter has a widget with a slider"
+def test_broken_links_are_found(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(
+        '<p id="here"><a href="#here"><a href="#"><a href="b.html#there"><a href="https://a.b/c"><img src="c.png">'
+        '<a href="b.html#nowhere"><a href="#gone"><a href="./"><meta http-equiv="Refresh" content="0; url=d.html">'
+    )
+    (tmp_path / "b.html").write_text('<a name="there">')
+    assert broken_links(tmp_path.resolve()) == [
+        "a.html: #gone",
+        "a.html: ./",
+        "a.html: b.html#nowhere",
+        "a.html: c.png",
+        "a.html: d.html",
+    ]
 
 
-def slide(visit: Visit, rail: Any) -> bool:
-    """Whether a click near the other end of a plotly slider changes what the figure shows."""
-    before = rail.evaluate(SHOWN)
-    rail.scroll_into_view_if_needed()
-    box = rail.bounding_box()
-    for part in (0.97, 0.03):  # one of them is not where the slider starts
-        visit.page.mouse.click(box["x"] + part * box["width"], box["y"] + box["height"] / 2)
-        visit.page.wait_for_timeout(700)
-        if rail.evaluate(SHOWN) != before:
-            return True
-    return False
+def test_search_finds_the_chapter(browser: Browser, real: Path) -> None:
+    visit = browser.visit(real / "search.html", "?q=hypergradient")
+    hit = visit.page.locator("#search-results a[href*='notebooks/11_hypergradients.html']").first
+    hit.wait_for(timeout=10_000)
+    assert not visit.faults
+    hit.click()
+    visit.page.wait_for_url("**/11_hypergradients.html*")
+
+
+def test_pages_draw_with_the_plotly_that_made_the_figures() -> None:
+    locked = next(package for package in assets.locked() if package["name"].startswith("plotly"))
+    assert locked["version"] == get_plotlyjs_version(), "mend book/assets.lock.json"
 
 
 def test_sample_chapter_is_alive(browser: Browser, sample: Path) -> None:
@@ -195,7 +137,7 @@ def test_sample_chapter_is_alive(browser: Browser, sample: Path) -> None:
     assert page.locator(".book-figure .main-svg").count() >= 2
     assert page.get_by_role("figure", name="Two groups").count() == 1
     assert page.locator(".math mjx-container svg").count() == 1
-    assert slide(visit, page.query_selector(".slider-rail-touch-rect"))
+    assert slide(page, page.query_selector(".slider-rail-touch-rect"))
 
     assert page.locator(".cell_output table").inner_text().split() == ["groups", "total", "4", "6"]
     assert page.locator(".widget-slider").count() == 1, "a widget is drawn twice"
@@ -211,14 +153,11 @@ def test_sample_chapter_is_alive(browser: Browser, sample: Path) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_figures_fit_a_telephone_and_need_no_plate(browser: Browser, sample: Path, scheme: str) -> None:
     visit = browser.visit(sample / "notebooks" / "sample.html")
-    page = visit.page
-    page.emulate_media(color_scheme=scheme)
-    page.set_viewport_size({"width": 390, "height": 844})
-    page.wait_for_timeout(500)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    for figure in page.query_selector_all(".plotly-graph-div .main-svg:first-child"):
+    visit.turn(scheme, 390)
+    assert not visit.faults
+    for figure in visit.page.query_selector_all(".plotly-graph-div .main-svg:first-child"):
         assert figure.bounding_box()["width"] <= 390
-    plate = page.locator(".text_html:has(.book-figure)").first
+    plate = visit.page.locator(".text_html:has(.book-figure)").first
     assert plate.evaluate("e => getComputedStyle(e).backgroundColor") == "rgba(0, 0, 0, 0)"
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
 from sample_book import ROOT
 
-from book import build, pairs
+from book import build, pairs, stills
+from caml_core.book_renderer import PLACEHOLDER
 
 SOURCES = pairs.sources(ROOT)
 TRACES = ("/work/", "/root/", "/home/", "/tmp/", "/Users/", "C:\\\\")
@@ -53,10 +55,28 @@ def test_notebook_is_neutral(source: Path) -> None:
         "name": "python3",
     }
     assert notebook.metadata.language_info == {"name": "python"}
+    assert set(notebook.metadata) <= {"jupytext", "kernelspec", "language_info", "widgets", "book_run"}
     for cell in notebook.cells:
         assert "execution" not in cell.metadata, "timings change with every run"
     text = source.with_suffix(".ipynb").read_text("utf-8")
     assert [trace for trace in TRACES if trace in text] == []
+
+
+@chapters
+def test_notebook_tells_how_it_was_run(source: Path) -> None:
+    """The foot of its page; the committed results are those of the default profile."""
+    run = committed(source).metadata["book_run"]
+    assert set(run) == {"commit", "date", "device", "seconds", "profile", "data", "versions"}
+    assert run["profile"] == "quick"
+    assert re.match(r"\d{4}-\d\d-\d\d", run["date"])
+    assert run["device"].startswith(("cpu (", "NVIDIA", "Tesla"))
+
+
+@chapters
+def test_opening_exercises_and_stills(source: Path) -> None:
+    build.check_parts(source.with_suffix(".ipynb"))
+    shown = [output.data["text/html"] for output in stills.figures_of(committed(source).cells)]
+    assert not [html[:200] for html in shown if PLACEHOLDER in html], "figures without a still; run: make notebooks"
 
 
 @chapters

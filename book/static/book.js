@@ -1,8 +1,8 @@
 // The theme turns <i> icons into <svg>; widgets keep a hold on their <i>, so the picture goes inside it.
 window.FontAwesomeConfig = { autoReplaceSvg: "nest" };
 
-// Widgets typeset math through the interface of MathJax 2; the pages have MathJax 3.
 document.addEventListener("DOMContentLoaded", function () {
+  // Widgets typeset math through the interface of MathJax 2; the pages have MathJax 3.
   if (window.MathJax && MathJax.startup && !MathJax.Hub) {
     MathJax.Hub = {
       Queue: function (call) {
@@ -10,4 +10,41 @@ document.addEventListener("DOMContentLoaded", function () {
       },
     };
   }
+
+  // Buttons are called what is written on them: the theme's labels say something else to a screen reader.
+  document.querySelectorAll(".search-button-field, summary[aria-label]").forEach(function (button) {
+    button.removeAttribute("aria-label");
+  });
+  document.querySelectorAll(".theme-switch").forEach(function (icon) {
+    icon.removeAttribute("title");
+    icon.querySelectorAll("title").forEach(function (title) { title.remove(); });
+  });
+
+  document.querySelectorAll(".bd-sidebar-primary li > details > summary").forEach(function (summary) {
+    summary.setAttribute("aria-label", "Pages below " + summary.closest("li").querySelector("a").textContent.trim());
+  });
+
+  // A slider of ipywidgets has its name beside it, not on it.
+  document.querySelectorAll(".cell_output:has(> script[type$='widget-view+json'])").forEach(function (output) {
+    new MutationObserver(function () {
+      output.querySelectorAll(".noUi-handle").forEach(function (handle) {
+        var label = handle.closest(".widget-inline-hbox, .widget-inline-vbox").querySelector(".widget-label");
+        handle.setAttribute("aria-label", label.textContent);
+      });
+    }).observe(output, { childList: true, subtree: true });
+  });
+
+  // What docutils calls an entry of the bibliography is an item of a list now.
+  document.querySelectorAll("[role='doc-biblioentry']").forEach(function (entry) { entry.setAttribute("role", "listitem"); });
+
+  // A long signature is laid out by means of a list of definitions, but is none.
+  document.querySelectorAll(".sig dl, .sig dl > dd").forEach(function (part) { part.setAttribute("role", "none"); });
+
+  // Opened from the disk, a page may not read others, so the search lists its finds without their surroundings.
+  if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+
+  // Figures, and the theme for its scrolling boxes, look at their size when the window changes; it also changes when
+  // a part is unfolded or a sidebar moves.
+  var sizes = new ResizeObserver(function () { window.dispatchEvent(new Event("resize")); });
+  document.querySelectorAll(".plotly-graph-div, pre").forEach(function (part) { sizes.observe(part); });
 });
