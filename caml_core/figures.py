@@ -247,7 +247,8 @@ def group_bars(metrics: Mapping[str, Any], *, title: str, minority: Sequence[boo
                 },
             )
         )
-    figure.update_xaxes(title="group", categoryorder="array", categoryarray=names)
+    figure.update_xaxes(title={"text": "group", "standoff": 15}, tickangle=0, tickfont_size=12)
+    figure.update_xaxes(categoryorder="array", categoryarray=names)
     return add_chance(figure, chance)
 
 
@@ -307,6 +308,7 @@ def curves_with_band(
             figure.add_scatter(
                 x=[*x, *list(x)[::-1]],
                 y=[*(mean + spread), *(mean - spread)[::-1]],
+                mode="lines",
                 fill="toself",
                 fillcolor=colour,
                 opacity=0.15,
