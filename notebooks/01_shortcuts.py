@@ -21,8 +21,8 @@
 # drawn scenes and on real images.
 #
 # > **Before you start.** Chapter [00](00_quickstart.ipynb) helps. On a laptop with two cores this takes about two minutes
-# > and 2 GB of memory; on a T4 or an A100 less than one. The drawn part downloads nothing. The real part uses MNIST and
-# > CIFAR-10 (140 MB): from the folder `CAML_DATA`, or else from the Hugging Face Hub; without both, it shows stored runs only.
+# > and 2 GB of memory; on a GPU (T4, A100) less than one. The drawn part downloads nothing. The real part uses MNIST and
+# > CIFAR-10 (140 MB) from the folder `CAML_DATA` or the Hugging Face Hub; without both, it shows stored runs only.
 
 # %% tags=["hide-input"]
 import os
@@ -76,7 +76,8 @@ assert shortcut_test == 0.5
 #
 # ## The learning curve, split
 #
-# Train by ERM, and after every epoch count majority and minority apart.
+# Train by empirical risk minimisation (ERM, the mean loss over all training pictures), and after every epoch count
+# majority and minority apart.
 
 # %%
 import os
@@ -99,18 +100,19 @@ run = train_erm(
     select="last",
 )
 
-# %%
+# %% tags=["opening"]
 from caml_core.figures import accuracy_curves, use_book_style
 
 use_book_style()
+alt = "Accuracy on majority and minority after each epoch, in training and validation."
 accuracy_curves(
     run.history,
     chance=50,
     title="The majority is learned at once; the minority waits",
-)
+).update_layout(meta={"alt": alt})
 
 # %% [markdown]
-# Dots are training accuracy, lines validation accuracy. The majority is near its best after the first epochs. The
+# Circles are training accuracy, lines validation accuracy. The majority is near its best after the first epochs. The
 # minority starts *below* chance, because the background votes against it, and rises slowly or not at all. A line below
 # chance is the mark of a shortcut: a model that merely lacked skill would be *at* chance.
 
@@ -122,6 +124,7 @@ print(
 print(
     f"last epoch:  majority {last['majority']['value']:.1f}%, minority {last['minority']['value']:.1f}%"
 )
+assert first["majority"]["value"] > 85, "learned at once"
 assert last["majority"]["value"] > 95
 assert last["minority"]["value"] < 60
 assert min(epoch["val"]["minority"]["value"] for epoch in run.history) < 25
@@ -129,8 +132,8 @@ assert min(epoch["val"]["minority"]["value"] for epoch in run.history) < 25
 # %% [markdown]
 # ## Where the loss is
 #
-# Sort the test set by loss. If the model leans on the background, the hard examples are the minority. That is worth
-# remembering: later chapters find the minority *without* attribute labels, by looking for high loss.
+# Sort the test set by loss. If the model leans on the background, the hard examples are the minority. Remember that:
+# [chapter 10](10_hsfm.ipynb) finds the minority *without* attribute labels, by looking for high loss.
 
 # %%
 import torch
@@ -149,18 +152,18 @@ assert share > 80
 # %%
 from caml_core.figures import image_grid
 
-easiest = losses.argsort()[:8]
+easiest = losses.argsort()[:6]
 image_grid(
-    test.x[torch.cat([easiest, hardest[:8]])],
-    columns=8,
-    labels=["lowest loss", "highest loss"],
+    test.x[torch.cat([easiest, hardest[:6]])],
+    columns=6,
+    labels=["lowest<br>loss", "highest<br>loss"],
     title="Easy is a bird at home, hard is a bird abroad",
 )
 
 # %% [markdown]
 # ## Which pixels matter
 #
-# **Occlusion.** Lay a gray patch over the picture, move it around, and note how much the margin for the true class
+# **Occlusion.** Lay a grey patch over the picture, move it around, and note how much the margin for the true class
 # changes (Zeiler and Fergus, 2014):
 #
 # $$\Delta(u, v) = m\big(x\big) - m\big(x \text{ with a patch at } (u, v)\big), \qquad m(x) = f_y(x) - f_{1-y}(x).$$
@@ -196,15 +199,16 @@ evidence(
 )
 
 # %% [markdown]
-# One picture is an anecdote. So hide *all* of the background and, in turn, all of the bird, for many scenes. Drawing the
-# same bird twice, on land and on water, tells which pixels are background: those that change.
+# Read such maps with care. A patch can hide a whole bird but only a little of a background, so the map understates the
+# background; and two pictures are an anecdote. So hide *all* of the background and, in turn, all of the bird, for many
+# scenes. Drawing the same bird twice, on land and on water, tells which pixels are background: those that change.
 
 # %%
 from caml_core.data.birdscapes import draw
 
 
 def halves(bird, k):
-    """Scene k with its bird hidden and with its background hidden: two uint8 (3, 48, 48), and the scene itself."""
+    """Scene k without its bird, without its background, and whole: three uint8 (3, 48, 48)."""
     here, away = (
         torch.from_numpy(
             draw(bird, bird, k, split="test", onto=onto)[0]
@@ -229,7 +233,7 @@ labels = torch.tensor([scene[0] for scene in scenes])
 kept = {}
 with torch.no_grad():
     for name, column in (
-        ("everything", 3),
+        ("the whole scene", 3),
         ("only the background", 1),
         ("only the bird", 2),
     ):
@@ -245,19 +249,20 @@ with torch.no_grad():
 
 # %%
 import plotly.graph_objects as go
-from caml_core.figures import ATTRIBUTE, LABEL, MAJORITY, add_chance
+from caml_core.figures import ATTRIBUTE, CHANCE, LABEL, add_chance
 
 figure = go.Figure(
     go.Bar(
-        x=list(kept),
+        x=["<br>".join(name.rsplit(" ", 1)) for name in kept],
         y=list(kept.values()),
-        marker_color=[MAJORITY, ATTRIBUTE, LABEL],
+        marker_color=[CHANCE, ATTRIBUTE, LABEL],
         text=[f"{value:.0f}%" for value in kept.values()],
         textposition="inside",
     )
 )
 figure.update_layout(
     title="The background alone is nearly enough; the bird alone is not",
+    xaxis={"title": "what the network is shown", "tickangle": 0},
     yaxis={"title": "accuracy (%)", "range": [0, 104]},
 )
 add_chance(figure, 50)
@@ -276,10 +281,10 @@ assert kept["only the background"] > kept["only the bird"] + 5
 from caml_core.metrics import group_metrics
 
 STRENGTHS = (0.5, 0.7, 0.9, 0.95, 1.0)
-by_rho = {}
+by_rho, networks = {}, {}
 for rho in STRENGTHS:
     part, _, _ = load("birdscapes", rho=rho, n_train=1500, seed=0)
-    small = backbone("small_resnet", n_classes=2, seed=0)
+    small = networks[rho] = backbone("small_resnet", n_classes=2, seed=0)
     train_erm(
         small,
         part,
@@ -302,39 +307,39 @@ for rho in STRENGTHS:
 # set finds.
 
 # %%
-from caml_core.figures import MINORITY, data_uri
+from caml_core.figures import MAJORITY, MINORITY
 from plotly.subplots import make_subplots
 
-figure = make_subplots(
-    1,
-    2,
-    subplot_titles=[
-        "share of the training set (%)",
-        "accuracy on the test set (%)",
-    ],
-)
-kinds, colours = ["majority", "minority"], [MAJORITY, MINORITY]
 
-
-def bars(rho):
-    """The two bar traces of one slider position."""
-    found = [by_rho[rho][kind]["value"] for kind in kinds]
+def bars(rho, metrics):
+    """Two traces: what training shows, what the test set finds."""
+    kinds = ["majority", "minority"]
+    found = [metrics[kind]["value"] for kind in kinds]
+    style = {"marker_color": [MAJORITY, MINORITY], "showlegend": False}
     return [
-        go.Bar(
-            x=kinds,
-            y=values,
-            marker_color=colours,
-            text=[f"{v:.0f}%" for v in values],
-            showlegend=False,
-        )
+        go.Bar(x=kinds, y=values, text=[f"{v:.0f}%" for v in values], **style)
         for values in ([100 * rho, 100 - 100 * rho], found)
     ]
 
 
-for column, trace in enumerate(bars(STRENGTHS[0])):
-    figure.add_trace(trace, 1, column + 1)
+def two_panels(rho, metrics):
+    """The bars side by side, as a figure."""
+    names = [
+        "share of the<br>training set (%)",
+        "accuracy on<br>the test set (%)",
+    ]
+    figure = make_subplots(1, 2, subplot_titles=names, shared_yaxes=True)
+    for column, trace in enumerate(bars(rho, metrics)):
+        figure.add_trace(trace, 1, column + 1)
+    margin = {"l": 40, "r": 10, "t": 95}
+    figure.update_layout(margin=margin).update_xaxes(tickangle=0)
+    return figure.update_yaxes(range=[0, 104])
+
+
+# %%
+figure = two_panels(STRENGTHS[0], by_rho[STRENGTHS[0]])
 figure.frames = [
-    go.Frame(name=f"{rho:.2f}", data=bars(rho), traces=[0, 1])
+    go.Frame(name=f"{rho:.2f}", data=bars(rho, by_rho[rho]), traces=[0, 1])
     for rho in STRENGTHS
 ]
 instant = {
@@ -348,15 +353,62 @@ steps = [
 ]
 figure.update_layout(
     sliders=[
-        {"steps": steps, "currentvalue": {"prefix": "rho = "}, "pad": {"t": 40}}
+        {"steps": steps, "currentvalue": {"prefix": "ρ = "}, "pad": {"t": 40}}
     ],
     title="The rarer the objection, the less it is heard",
-    height=440,
-).update_yaxes(range=[0, 104])
+    height=470,
+)
 
 # %%
 assert by_rho[0.5]["minority"]["value"] > by_rho[0.95]["minority"]["value"] + 25
 assert by_rho[1.0]["minority"]["value"] < 30
+
+# %% [markdown]
+# Those are five strengths that somebody else chose. Training a network takes too long for a slider, so glue together
+# the features of two networks from above, the one at $\rho = 0.5$, which sees the bird, and the one at $\rho = 1$, which
+# sees the background. Both cues are then at hand. Only a last layer (logistic regression) is trained anew, on 300
+# pictures that neither network was trained on, with the strength $\rho$ and the penalty $C$ of your choice: the smaller
+# $C$, the smaller the weights must be.
+
+# %%
+from caml_core.features import predict_with_features, standardise
+from sklearn.linear_model import LogisticRegression
+
+
+def glued(split):
+    """A split with the features of both networks as its x."""
+    both = [networks[rho] for rho in (0.5, 1.0)]
+    z = [predict_with_features(network, split, device)[1] for network in both]
+    return split.with_x(torch.cat(z, dim=1))
+
+
+fresh, glued_test = standardise(glued(val), glued(test))
+
+
+def explore(rho=0.95, C=0.001):
+    """Retrain the last layer at strength rho; the two panels."""
+    take = [round(150 * share) for share in (rho, 1 - rho, 1 - rho, rho)]
+    rows = [torch.where(fresh.group == g)[0][:n] for g, n in enumerate(take)]
+    part = fresh.subset(torch.cat(rows))
+    head = LogisticRegression(C=C, max_iter=2000)
+    head.fit(part.x.numpy(), part.y.numpy())
+    margin = torch.from_numpy(head.decision_function(glued_test.x.numpy()))
+    metrics = group_metrics(torch.stack([-margin, margin], dim=1), glued_test)
+    right = metrics["minority"]["value"]
+    title = (
+        f"Both cues at hand, ρ = {rho:.2f}: {right:.0f}% of the minority right"
+    )
+    return two_panels(rho, metrics).update_layout(title=title)
+
+
+figure = explore(rho=0.95)
+assert figure.data[1].y[1] < 40, "minority accuracy"
+figure
+
+# %%
+from caml_core.live import live
+
+live(explore, rho=(0.5, 1.0, 0.01), C=[0.0001, 0.001, 0.01, 1])
 
 # %% [markdown]
 # What does the network *see* at each strength? Sixteen training pictures, drawn at random. (This widget works in the
@@ -364,26 +416,20 @@ assert by_rho[1.0]["minority"]["value"] < 30
 
 # %%
 import ipywidgets as widgets
+from caml_core.figures import contact_sheet, data_uri
 
 sheets = []
 for rho in STRENGTHS:
     part, _, _ = load("birdscapes", rho=rho, n_train=1500, seed=0)
-    sheet = (
-        part.x[:16]
-        .view(2, 8, 3, 48, 48)
-        .permute(0, 3, 1, 4, 2)
-        .reshape(96, 384, 3)
-        .numpy()
+    source = data_uri(contact_sheet(part.x[:16], columns=8), "WEBP")
+    image = (
+        f'<img alt="16 training pictures" style="width: 100%" src="{source}">'
     )
     rare = int(part.is_minority[:16].sum())
-    sheets.append(
-        widgets.HTML(
-            f'<img alt="16 training pictures" width="768" src="{data_uri(sheet, "JPEG")}"><br>{rare} of 16 from the minority'
-        )
-    )
+    sheets.append(widgets.HTML(f"{image}<br>{rare} of 16 from the minority"))
 choice = widgets.SelectionSlider(
     options=[(f"{rho:.2f}", i) for i, rho in enumerate(STRENGTHS)],
-    description="rho",
+    description="ρ",
 )
 stack = widgets.Stack(sheets, selected_index=0)
 widgets.jslink((choice, "index"), (stack, "selected_index"))
@@ -407,21 +453,17 @@ if HAVE_IMAGES:
     )
     display(Markdown(group_table(train=domino_train, test=domino_test)))
 else:
-    print(
-        "MNIST and CIFAR-10 are not on this machine and cannot be downloaded now, so the next cells only show stored runs."
-    )
-    print(
-        "To run them here, set CAML_DATA to a folder in the Hub's layout, or connect to the network."
-    )
+    print("MNIST and CIFAR-10 are not here: connect once, or set CAML_DATA.")
+    print("The next cells only show stored runs.")
 
 # %%
 if HAVE_IMAGES:
-    rows = [torch.where(domino_test.group == g)[0][:10] for g in range(4)]
+    rows = [torch.where(domino_test.group == g)[0][:8] for g in range(4)]
     display(
         image_grid(
             domino_test.x[torch.cat(rows)],
-            columns=10,
-            labels=domino_test.group_names,
+            columns=8,
+            labels=[n.replace(", ", ",<br>") for n in domino_test.group_names],
             title="Top: the digit, a shortcut. Bottom: the vehicle, the label",
         )
     )
@@ -437,7 +479,7 @@ if HAVE_IMAGES:
         seed=0,
         device=device,
     )
-    live = group_metrics(
+    found = group_metrics(
         predict(domino_network, domino_test, device), domino_test
     )
     display(
@@ -447,17 +489,17 @@ if HAVE_IMAGES:
             title="Real images: the digit is learned first, the vehicle later",
         )
     )
-    print(
-        f"here and now, {domino_run.rule}: WGA {live['worst_group']['value']:.1f}%, average {live['average']['value']:.1f}%"
-    )
-    assert live["majority"]["value"] > live["minority"]["value"] + 20
+    wga, average = (found[k]["value"] for k in ("worst_group", "average"))
+    print(f"epoch kept: {domino_run.rule}")
+    print(f"worst-group accuracy (WGA) {wga:.1f}%, average {average:.1f}%")
+    assert found["majority"]["value"] > found["minority"]["value"] + 20
 
 # %% [markdown]
 # ### Longer runs, stored with their provenance
 #
-# Three seeds on 8,000 Dominoes, made by the command line. "Small ResNet" is trained from scratch; "EfficientNet-Lite0
-# head" is a linear layer on frozen features of a network trained on ImageNet, a network that has seen cars and trucks
-# before.
+# Three seeds on 8,000 Dominoes, made by the command line, with worst-group accuracy (WGA, the lowest of the four).
+# "Small ResNet" is trained from scratch; "EfficientNet-Lite0 head" is a linear layer on frozen features of a network
+# trained on ImageNet, a network that has seen cars and trucks before.
 
 # %% tags=["nbval-check-output"]
 from caml_core.records import describe, mean_and_spread, stored
@@ -506,30 +548,55 @@ assert len(stored("dominoes_erm")) >= 3
 #
 # - A spurious attribute is defined by a change of distribution: right in training, useless later.
 # - The majority is learned at once, the minority starts below chance and waits.
-# - The background alone carries the answers; the hard examples are the minority.
+# - The background alone carries most answers; the hardest examples are the minority.
 # - The damage grows with $\rho$; at $\rho = 1$ nothing in the data could prevent it.
 # - Real images behave alike.
 #
-# Turn these knobs and watch: `n_train` (more pictures mean more objections), `epochs` in the full profile (does the
-# minority line ever meet the majority line?), `patch` of the occlusion map.
+# **Turn these knobs.** `n_train` (more pictures mean more objections), `epochs` in the full profile (does the minority
+# line ever meet the majority line?), `patch` of the occlusion map.
 #
 # ## Exercises
 #
-# 1. At $\rho = 0.95$ and $N = 3000$, how many minority pictures does training contain? Double $N$ and predict the minority
-#    accuracy before you run it.
-# 2. Swap the halves: `load("dominoes", top="cifar10", bottom="mnist", top_classes=(1, 9), classes=(0, 1))`. The label is
-#    now the digit. Is there still a shortcut?
-# 3. Train with `balance="group"` in `train_erm`. It needs the attribute of every training picture. What does it buy?
+# **Exercise 1: worse than a coin.** With `explore`, find the strength from which on the retrained last layer does worse
+# than a coin on the minority. What does a larger $C$ change?
+
+# %% tags=["hide-cell", "solution"]
+# @title Solution 1 { display-mode: "form" }
+grid = [round(0.5 + 0.05 * i, 2) for i in range(11)]
+figure = go.Figure()
+for C in (0.001, 1):
+    curve = [explore(rho, C).data[1].y[1] for rho in grid]
+    dash = "solid" if C == 1 else "dot"
+    figure.add_scatter(x=grid, y=curve, name=f"C = {C}", line_dash=dash)
+    worse = next(rho for rho, value in zip(grid, curve) if value < 50)
+    print(f"C = {C}: worse than a coin from rho = {worse} on")
+    assert curve[0] > 60 > 40 > curve[-1]
+figure.update_traces(line_color=MINORITY).update_layout(
+    title="Larger weights let the few objections count for more",
+    xaxis_title="spurious strength ρ",
+    yaxis={"title": "minority accuracy (%)", "range": [0, 104]},
+)
+add_chance(figure, 50)
+
+# %% [markdown]
+# **Exercise 2: halves swapped.** With `load("dominoes", top="cifar10", bottom="mnist", top_classes=(1, 9), classes=(0, 1))`
+# the label is the digit, and the vehicle is correlated with it. Is the vehicle a shortcut?
 #
-# <details><summary>Solutions</summary>
+# <details><summary>Solution 2</summary>
 #
-# 1. $(1 - 0.95) \cdot 3000 = 150$. Twice as many pictures are twice as many objections *and* twice as many steps an epoch;
-#    both help the minority.
-# 2. The vehicle is as correlated with the digit as before, but it is harder to see than the digit. The network learns
-#    the digit, and the minority is nearly as good as the majority: a correlation is a shortcut only if it is *easier*
-#    than the label.
-# 3. Every group is then drawn equally often, so the background no longer helps on average. The 150 minority pictures are
-#    repeated many times and may be learned by heart; watch the gap between dots and lines.
+# Hardly. The correlation is the same, but the vehicle is harder to see than the digit, so the digit is learned first. A
+# correlation is a shortcut only if it is *easier* than the label. Check it: the minority should be nearly as good as the
+# majority.
+#
+# </details>
+#
+# **Exercise 3: balanced groups.** Train with `balance="group"` in `train_erm`. It needs the attribute of every training
+# picture. What does it buy?
+#
+# <details><summary>Solution 3</summary>
+#
+# Every group is then drawn equally often, so the background no longer helps on average. The few minority pictures are
+# repeated many times and may be learned by heart: watch the gap between circles and lines.
 #
 # </details>
 #

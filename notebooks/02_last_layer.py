@@ -17,14 +17,13 @@
 # **Question.** Has the network not learned the core feature, or does its last layer not use it?
 #
 # **You will be able to** read out of a frozen layer what it knows with a linear probe, say how much of a logit comes
-# from the background and how much from the bird, repair a last layer by hand (DFR), and tell from a probe when there is
-# nothing to repair.
+# from the background and how much from the bird, repair a last layer by deep feature reweighting (DFR), and tell from a
+# probe when there is nothing to repair.
 #
 # > **Before you start.** Chapter [01](01_shortcuts.ipynb) says what majority and minority are. On a laptop with two
-# > cores this takes about one minute and 2 GB of memory, most of it to draw the pictures and to compute their
-# > features, which are kept for the next time; on a T4 or an A100 less. Nothing is downloaded: the program draws the
-# > pictures, and the network's weights come with a Python package. The full profile (`CAML_PROFILE=full`) trains one
-# > network for longer and repeats more draws.
+# > cores this takes about one minute and 2 GB of memory, most of it to draw the pictures and to compute their features,
+# > which are kept for the next time; on a GPU (T4, A100) less. Nothing is downloaded: the weights come with a Python
+# > package. The full profile (`CAML_PROFILE=full`) trains one network for longer and repeats more draws.
 
 # %% tags=["hide-input"]
 import os
@@ -46,8 +45,8 @@ if "google.colab" in sys.modules:
 # A classifier is two things: a **backbone** that turns a picture into features $z$, and a **head**, the last layer,
 # that turns them into logits $Wz + b$. When a classifier leans on a shortcut, which of the two is to blame?
 #
-# Our scenes are those of chapter 01, a little larger: two kinds of *bird* (the label $y$) before two *backgrounds* (the
-# spurious attribute $a$), which agree in a share $\rho$ of the training set.
+# Our scenes are those of [chapter 00](00_quickstart.ipynb), a little larger: two kinds of *bird* (the label $y$) before
+# two *backgrounds* (the spurious attribute $a$), which agree in a share $\rho$ of the training set.
 
 # %%
 from caml_core.data import load
@@ -71,21 +70,7 @@ Markdown(group_table(**dict(zip(("train", "validation", "test"), pictures))))
 # %% [markdown]
 # In the validation and the test set, bird and background have nothing to do with each other. Remember that: it will
 # turn out to be worth more than it seems.
-
-# %%
-import torch
-from caml_core.figures import image_grid, use_book_style
-
-use_book_style()
-some = [torch.where(pictures[2].group == g)[0][:7] for g in range(4)]
-image_grid(
-    pictures[2].x[torch.cat(some)],
-    columns=7,
-    labels=pictures[2].group_names,
-    title="The bird is what counts; the background is easier to see",
-)
-
-# %% [markdown]
+#
 # The backbone is EfficientNet-Lite0, trained on ImageNet and **frozen**. It has never seen our pictures, so the
 # correlation in our training set cannot have spoiled it. (At the end of the chapter we look at a network that *was*
 # trained on them.) We compute the features once and give each of them mean 0 and standard deviation 1 on the training
@@ -108,9 +93,9 @@ print(f"{train.x.shape[1]} features of each picture")
 # %% [markdown]
 # ## The head that ERM finds
 #
-# With frozen features, training is logistic regression. It has one setting, $C$: the smaller, the more the weights are
-# held back. Every linear model of this chapter but one shares a single $C$, so that they differ in their data only. It
-# is chosen with the validation set: one half to fit the bird, the other to judge.
+# With frozen features, empirical risk minimisation (ERM) is logistic regression. It has one setting, $C$: the smaller,
+# the more the weights are held back. Every linear model of this chapter but one shares a single $C$, so that they
+# differ in their data only. It is chosen with the validation set: one half to fit the bird, the other to judge.
 
 # %%
 from sklearn.linear_model import LogisticRegression
@@ -133,9 +118,11 @@ C = min(C for C in scores if scores[C] > max(scores.values()) - 0.01)
 print(f"chosen: {C:g}, the smallest within one point of the best")
 
 # %%
-from caml_core.figures import group_bars
+import torch
+from caml_core.figures import group_bars, use_book_style
 from caml_core.metrics import group_metrics
 
+use_book_style()
 erm = fit(train, train.y, C)
 
 
@@ -148,7 +135,7 @@ def measure(model, split):
 before = measure(erm, test)
 group_bars(
     before,
-    title="ERM: right where the background agrees, wrong where it does not",
+    title="ERM: right where the background agrees, often wrong elsewhere",
     minority=[False, True, True, False],
     chance=50,
 )
@@ -168,14 +155,14 @@ assert before["worst_group"]["value"] < 35
 #
 # A **linear probe** is a linear classifier trained on frozen features to answer one question. If it succeeds on new
 # pictures, the answer is in the features, in a form that a last layer can use. We ask two questions, *which bird* and
-# *which background*, and learn each from the biased training set and from the balanced validation set.
+# *which background*, and learn each from the biased training set and from the validation set, the *balanced set*.
 
 # %%
 probes = {
     ("bird", "training set"): fit(train, train.y, C),
-    ("bird", "balanced validation set"): fit(val, val.y, C),
+    ("bird", "balanced set"): fit(val, val.y, C),
     ("background", "training set"): fit(train, train.a, C),
-    ("background", "balanced validation set"): fit(val, val.a, C),
+    ("background", "balanced set"): fit(val, val.a, C),
 }
 read = {}
 for (question, data), model in probes.items():
@@ -191,28 +178,29 @@ for question, colour in (("bird", LABEL), ("background", ATTRIBUTE)):
     found = {data: value for (q, data), value in read.items() if q == question}
     figure.add_bar(
         name=f"which {question}?",
-        x=list(found),
+        x=[data.replace(" set", "<br>set") for data in found],
         y=list(found.values()),
         text=[f"{value:.0f}%" for value in found.values()],
+        textangle=0,
         marker_color=colour,
     )
 figure.update_layout(
     title="The bird can be read, if the probe learns from balanced data",
-    xaxis_title="what the probe was trained on",
+    xaxis={"title": "what the probe was trained on", "tickangle": 0},
     yaxis={"title": "right on the test set (%)", "range": [0, 106]},
 )
 add_chance(figure, 50)
 
 # %%
-assert read["bird", "balanced validation set"] > 77
-lost = read["bird", "balanced validation set"] - read["bird", "training set"]
+assert read["bird", "balanced set"] > 77
+lost = read["bird", "balanced set"] - read["bird", "training set"]
 assert lost > 8
-for data in ("training set", "balanced validation set"):
+for data in ("training set", "balanced set"):
     assert read["background", data] > 97
 print(f"lost by learning the bird from biased data: {lost:.1f} points")
 
 # %% [markdown]
-# The validation set is half as large, and still teaches the bird better. For the background it makes no difference. A
+# The balanced set is half as large, and still teaches the bird better. For the background it makes no difference. A
 # correlation is symmetric, but the two attributes are not: the *easy* one is learned in spite of it.
 #
 # ### Is it the network's merit?
@@ -267,9 +255,8 @@ def effects(margin, split):
     """(E_y, E_a) of a margin, (N,)."""
     mean = torch.stack([margin[split.group == g].mean() for g in range(4)])
     mean = mean.view(2, 2)  # label, attribute
-    return (mean[1] - mean[0]).mean().item(), (
-        mean[:, 1] - mean[:, 0]
-    ).mean().item()
+    e_y, e_a = mean[1] - mean[0], mean[:, 1] - mean[:, 0]
+    return e_y.mean().item(), e_a.mean().item()
 
 
 def direction(model):
@@ -277,7 +264,7 @@ def direction(model):
     return torch.from_numpy(model.coef_[0]).float()
 
 
-balanced = probes["bird", "balanced validation set"]
+balanced = probes["bird", "balanced set"]
 heads = {"ERM head": erm, "head from balanced data": balanced}
 moves = {}
 for name, model in heads.items():
@@ -285,32 +272,33 @@ for name, model in heads.items():
     print("{}: bird {:.2f}, background {:.2f}".format(name, *moves[name]))
 
 # %%
-from caml_core.figures import MAJORITY, MINORITY
+from caml_core.figures import CHANCE, MAJORITY, MINORITY
 from plotly.subplots import make_subplots
 
 figure = make_subplots(
-    1, 2, shared_yaxes=True, subplot_titles=list(heads), horizontal_spacing=0.04
+    2, 1, shared_xaxes=True, subplot_titles=list(heads), vertical_spacing=0.1
 )
-for column, model in enumerate(heads.values(), start=1):
+for row, model in enumerate(heads.values(), start=1):
     margin = test.x @ direction(model) + float(model.intercept_[0])
-    for g, name in enumerate(test.group_names):
+    for g in (3, 2, 1, 0):  # the first group on top
         figure.add_violin(
-            x=[name.replace(", ", ",<br>on ")] * int((test.group == g).sum()),
-            y=margin[test.group == g].numpy().round(1),
+            x=margin[test.group == g].numpy().round(1),
+            y0=test.group_names[g].replace(", ", ",<br>on "),
             marker_color=MINORITY if g in (1, 2) else MAJORITY,
             **{"points": False, "meanline_visible": True, "spanmode": "hard"},
-            **{"showlegend": False, "row": 1, "col": column},
+            **{"showlegend": False, "row": row, "col": 1},
         )
-figure.add_hline(0, line={"dash": "dot", "color": "#3b4048"})
-figure.update_yaxes(title="margin (logits; above 0: waterbird)", col=1)
+figure.add_vline(0, line={"dash": "dot", "color": CHANCE})
+figure.update_xaxes(title="margin (logits; above 0: waterbird)", row=2)
+alt = "Margins of the four groups under the ERM head and under the head from balanced data."
 figure.update_layout(
     title="On the ERM head's scale, the background outweighs the bird",
-    height=460,
+    **{"height": 560, "meta": {"alt": alt}},
 )
 
 # %% [markdown]
-# Vermilion groups are the minorities. Under the ERM head, landbirds on water lie as high as waterbirds on land, or
-# higher. Under the head from balanced data, the bird alone decides.
+# Vermilion groups are the minorities. Under the ERM head, landbirds on water lie as far right as waterbirds on land, or
+# farther. Under the head from balanced data, the bird alone decides.
 
 # %%
 (bird, ground), (fair_bird, fair_ground) = moves.values()
@@ -318,8 +306,7 @@ assert ground > bird > 0.3 * ground
 assert abs(fair_ground) < 0.25 * fair_bird
 
 # %% [markdown]
-# Look again at the numbers: the ERM head *does* react to the bird. It has found a good part of it. That is not enough,
-# because next to it the background shouts.
+# The ERM head *does* react to the bird. That is not enough, because next to it the background shouts.
 #
 # ### A small weight with a long lever
 #
@@ -328,12 +315,12 @@ assert abs(fair_ground) < 0.25 * fair_bird
 #
 # $$E_a = w \cdot \Delta_a = (w \cdot u)(u \cdot \Delta_a) + (w \cdot v)(v \cdot \Delta_a) + \text{rest},$$
 #
-# with $\Delta_a$ the difference of mean features between the two backgrounds (the same birds on each).
+# with $\Delta_a$ the difference of mean features between the two backgrounds (with as many of each bird on both).
 
 # %%
 u = direction(balanced)
 u = u / u.norm()
-v = direction(probes["background", "balanced validation set"])
+v = direction(probes["background", "balanced set"])
 v = v - (v @ u) * u
 v = v / v.norm()
 w = direction(erm)
@@ -417,8 +404,8 @@ def group_accuracy(weight, bias):
 
 
 # %%
-T = plane[:, 1].abs().max().item()
-S = plane[:, 0].abs().max().item()
+reach_v = plane[:, 1].abs().max().item()
+reach_u = plane[:, 0].abs().max().item()
 
 
 def line(share):
@@ -426,16 +413,16 @@ def line(share):
     (p, q, r), _ = in_plane(*blend(share))
     accuracy = group_accuracy(*blend(share))
     texts = [
-        f"{name.replace(', ', ' on ')}: {value:.0f}%"
+        f"{name.replace(', ', '<br>on ')}: {value:.0f}%"
         for name, value in zip(test.group_names, accuracy)
     ]
-    x = torch.tensor([-T, T])
+    x = torch.tensor([-reach_v, reach_v])
     y = -(r + q * x) / p
     return [
         go.Scatter(x=x.tolist(), y=[round(h, 2) for h in y.tolist()]),
         go.Scatter(
-            x=[-0.97 * T, 0.97 * T] * 2,
-            y=[-0.93 * S] * 2 + [0.93 * S] * 2,
+            x=[-0.97 * reach_v, 0.97 * reach_v] * 2,
+            y=[-0.9 * reach_u] * 2 + [0.9 * reach_u] * 2,
             text=texts,
         ),
     ]
@@ -443,11 +430,11 @@ def line(share):
 
 # %%
 shown = torch.cat([torch.where(test.group == g)[0][:100] for g in range(4)])
-looks = [
-    (LABEL, "circle"),
+looks = [  # light: landbird, dark: waterbird; cross: minority
+    ("#56B4E9", "circle"),
+    ("#56B4E9", "x"),
     (LABEL, "x"),
-    ("#009E73", "x"),
-    ("#009E73", "circle"),
+    (LABEL, "circle"),
 ]
 figure = go.Figure()
 for g, (colour, symbol) in enumerate(looks):
@@ -467,7 +454,7 @@ start[1].update(mode="text", showlegend=False, hoverinfo="skip")
 start[1].update(textposition=["middle right", "middle left"] * 2)
 figure = figure.add_traces(start)
 
-# %%
+# %% tags=["opening"]
 steps = []
 SHARES = [round(0.1 * i, 1) for i in range(11)]
 now = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
@@ -481,12 +468,15 @@ for share in SHARES:
     steps.append({**step, "label": f"{share}, worst group {worst:.0f}%"})
 slider = {"steps": steps, "currentvalue": {"prefix": "λ = "}, "pad": {"t": 60}}
 slider |= {"ticklen": 0, "font": {"color": "rgba(0,0,0,0)"}}
-slider["currentvalue"]["font"] = {"color": "#3b4048"}
-figure.update_xaxes(title="v: background (land ← → water)", range=[-T, T])
-figure.update_yaxes(title="u: bird (land ← → water)", range=[-S, S])
+slider["currentvalue"]["font"] = {"color": "#7F7F7F"}
+figure.update_xaxes(
+    title="v: background (land ← → water)", range=[-reach_v, reach_v]
+)
+figure.update_yaxes(title="u: bird (land ← → water)", range=[-reach_u, reach_u])
+alt = "Test pictures by background and by bird, and the line at which the head changes its answer."
 figure.update_layout(
     title="Turn the line, and the same features serve all groups",
-    **{"sliders": [slider], "height": 600},
+    **{"sliders": [slider], "height": 640, "meta": {"alt": alt}},
 )
 
 # %%
@@ -499,9 +489,9 @@ assert worst[-1] > 65
 #
 # That is a method, and it has a name: *deep feature reweighting* (Kirichenko et al., 2023). Keep the backbone; throw
 # the head away; train a new one where the groups are balanced. In the paper's recipe the new head is sparse (L1
-# penalty), its strength is chosen by the worst group of a held-out half, and the fit is averaged over several balanced
-# subsets. Our validation set holds equally many of each group, so it *is* its only balanced subset; but a half of it is
-# not exactly balanced, and we cut it to size.
+# penalty), its strength is chosen by the worst-group accuracy (WGA) of a held-out half, and the fit is averaged over
+# several balanced subsets. Our validation set holds equally many of each group, so it *is* its only balanced subset; but
+# a half of it is not exactly balanced, and we cut it to size.
 
 
 # %%
@@ -608,9 +598,9 @@ figure = curves_with_band(
     title="A few dozen balanced examples beat all the training pictures",
     x_title="examples that the head is trained on",
     y_title="WGA on the test set (%)",
-    colours={"balanced groups": "#009E73", "as in training": MAJORITY},
+    colours={"balanced groups": "#009E73", "as in training": CHANCE},
 )
-style = {"dash": "dash", "color": "#3b4048"}
+style = {"dash": "dash", "color": CHANCE}
 figure.add_hline(before["worst_group"]["value"], line=style)
 figure.add_annotation(
     text=f"ERM, all {len(train):,}",
@@ -638,7 +628,7 @@ assert mean["as in training"].max() < at[64]
 # ## When the answer is the other one
 #
 # All this presumed that the features contain the bird. Here is a network that was trained on the biased pictures and on
-# nothing else. The same probes, the same balanced validation set:
+# nothing else. The same probes, the same balanced set:
 
 # %%
 from caml_core.erm import train_erm
@@ -678,7 +668,7 @@ print(f"worst group after retraining: {retrained['worst_group']['value']:.1f}%")
 assert inside["background"] > 95
 if not FULL:
     assert inside["bird"] < 68
-    assert read["bird", "balanced validation set"] > inside["bird"] + 12
+    assert read["bird", "balanced set"] > inside["bird"] + 12
 
 # %% [markdown]
 # In this network the bird can hardly be read by anyone. Its training stopped looking once the background explained the
@@ -689,15 +679,14 @@ if not FULL:
 #
 # ## The catch
 #
-# Count what DFR had to know: for every validation picture not only the bird but also the *background*, to balance the
-# groups and to choose $C$ by the worst of them. Somebody must have named the shortcut first. In our validation set the
-# two are independent, so ignoring the groups and training on all of it would do as well; but then somebody must have
-# *made* it so, which takes the same knowledge. In the wild, a validation set is as biased as the training set, and its
-# minorities are as small.
+# Count what DFR had to know: for every validation picture not only the bird but also the *background*. Somebody must
+# have named the shortcut first. In our validation set the two are independent, so training on all of it does as well;
+# but then somebody must have *made* it so, which takes the same knowledge. In the wild, a validation set is often as
+# biased as the training set, and its minorities are as small.
 #
 # Could the model itself point at what it lacks? In chapter 01 the examples with the highest loss were the minority.
-# [HSFM](10_hsfm.ipynb) takes them as its guide: it changes a few training examples until a head trained on them does
-# well on the hard ones.
+# [HSFM](10_hsfm.ipynb) (hard-set-guided feature-space meta-learning) takes them as its guide: it changes a few training
+# examples until a head trained on them does well on the hard ones.
 #
 # ## What we saw
 #
@@ -709,29 +698,61 @@ if not FULL:
 #   a few dozen examples beat the whole biased training set.
 # - In a small network trained on the biased pictures alone the bird is not there to be read. DFR would be of no use.
 #
-# Turn these knobs and watch: `rho` (does the ERM head's background effect grow?), `C` (does a stronger penalty make the
+# **Turn these knobs.** `rho` (does the ERM head's background effect grow?), `C` (does a stronger penalty make the
 # shortcut better or worse?), the layer that is probed, and `epochs` of the network from scratch.
 #
 # ## Exercises
 #
-# 1. Subtract from every feature vector its part along $v$, $z \leftarrow z - (v \cdot z)\, v$, and train the ERM head
-#    again. Does the shortcut go away?
-# 2. The head from balanced data was trained on half as many examples as the ERM head. Give ERM a training set of the
-#    same size *and* balance, by repeating its few minority pictures. What does it lack compared with DFR?
-# 3. Use a backbone with random weights, `backbone("efficientnet_lite0", 2, pretrained=False)`. What do the two probes
-#    read from it?
+# **Exercise 1: cut it out.** Subtract from every feature vector its part along $v$, $z \leftarrow z - (v \cdot z)\, v$,
+# and train the ERM head again. Does the shortcut go away?
 #
-# <details><summary>Solutions</summary>
+# <details><summary>Solution 1</summary>
 #
-# 1. `part = train.with_x(train.x - (train.x @ v)[:, None] * v)` and the same for `test`. The background's effect
-#    shrinks and the worst group gains, but a probe still reads the background from what is left, and so does the head:
-#    $v$ is only the *best* direction for it among many. Repeating the step with the next probe's direction is called
-#    iterative null-space projection.
-# 2. `rows = torch.multinomial(1 / train.group_counts[train.group], 800, replacement=True)`. This goes a good part of
-#    the way, not all of it: the repeated pictures are few, so there are few *different* objections to the shortcut, and
-#    the head can learn them by heart. DFR's examples are all different. (And both need the groups' labels.)
-# 3. Even random convolutions pass on colours, so the background is read nearly as well. The bird is read hardly better
-#    than by a coin.
+# The worst group gains, but a probe still reads the background from what is left, and so does the head: $v$ is only the
+# *best* direction for it among many. Repeating the step with the next probe's direction is called iterative null-space
+# projection.
+#
+# </details>
+
+# %% tags=["hide-cell", "solution"]
+# @title Solution 1 { display-mode: "form" }
+cut_train, cut_val, cut_test = (
+    split.with_x(split.x - (split.x @ v)[:, None] * v)
+    for split in (train, val, test)
+)
+cut = measure(fit(cut_train, train.y, C), cut_test)["worst_group"]["value"]
+probe = fit(cut_val, val.a, C).score(cut_test.x.numpy(), test.a.numpy())
+print(f"WGA {before['worst_group']['value']:.1f}% before, {cut:.1f}% after")
+print(f"background still read by a probe: {probe:.1%}")
+assert cut > before["worst_group"]["value"]
+assert probe > 0.8
+
+# %% [markdown]
+# **Exercise 2: balance by repetition.** The head from balanced data was trained on half as many examples as the ERM
+# head. Give ERM a training set of the same size *and* balance, by repeating its few minority pictures. What does it
+# lack compared with a balanced set?
+
+# %% tags=["hide-cell", "solution"]
+# @title Solution 2 { display-mode: "form" }
+chances = 1 / train.group_counts[train.group]
+generator = torch.Generator().manual_seed(0)
+rows = chances.multinomial(len(val), replacement=True, generator=generator)
+part = train.subset(rows)
+rare = rows[part.is_minority].unique()
+repeated = measure(fit(part, part.y, C), test)["worst_group"]["value"]
+fair = tested["balanced data, same C"]["worst_group"]["value"]
+print(f"WGA {repeated:.1f}%, from {len(rare)} different minority pictures")
+print(f"WGA {fair:.1f}%, from {int(val.is_minority.sum())} of them")
+assert before["worst_group"]["value"] < repeated < fair
+
+# %% [markdown]
+# **Exercise 3: random weights.** Use `backbone("efficientnet_lite0", 2, pretrained=False)`. What do the two probes read
+# from it?
+#
+# <details><summary>Solution 3</summary>
+#
+# Even random convolutions pass on colours, so expect the background to be read nearly as well, and the bird hardly
+# better than by a coin. Compare with the pixels above.
 #
 # </details>
 #

@@ -14,16 +14,16 @@
 # %% [markdown]
 # # Datasets: what is spurious in each, and what to watch
 #
-# **Question.** Nine datasets appear in the tables of both papers. Where does the shortcut of each come from, and what
-# does a result on it mean?
+# **Question.** The book uses nine datasets, most of them from the tables of the two papers. Where does the shortcut of
+# each come from, and what does a result on it mean?
 #
 # **You will be able to** load any of them with one word, read a group table, say which split shows the shortcut and
 # which does not, and name the trap of each dataset before you fall into it.
 #
 # > **Before you start.** Chapter [01](01_shortcuts.ipynb) helps: it says what groups are. On a laptop with two cores
-# > this takes less than a minute and 1 GB of memory, with or without a GPU. Nothing is downloaded: a dataset that is
-# > not on your machine shows its published table and the line that fetches it. Image datasets that are there are
-# > packed when they are first loaded, which takes some minutes.
+# > this takes less than a minute and 1 GB of memory, with or without a GPU. Only MNIST and CIFAR-10 (140 MB) are
+# > downloaded, where there is a network; any other dataset that is not on your machine shows its published table and the
+# > line that fetches it. Image datasets that are there are packed when first loaded, which takes some minutes.
 
 # %% tags=["hide-input"]
 import os
@@ -42,8 +42,8 @@ if "google.colab" in sys.modules:
 # %% [markdown]
 # ## A dataset that is always there
 #
-# An **example** has a label $y$ and a spurious attribute $a$. Together they give its group. The **group table** is the
-# first thing to look at, before any training: it counts the examples of each group in each split.
+# Label $y$ and spurious attribute $a$ of an example give its group. The **group table** is the first thing to look at,
+# before any training: it counts the examples of each group in each split.
 
 # %%
 from caml_core.data import load
@@ -65,10 +65,10 @@ from caml_core.figures import image_grid, use_book_style
 use_book_style()
 
 
-def contact_sheet(split, title, columns=8):
+def contact_sheet(split, title, columns=6):
     groups = [g for g, n in enumerate(split.group_counts) if n >= columns]
     rows = [torch.where(split.group == g)[0][:columns] for g in groups]
-    names = [split.group_names[g] for g in groups]
+    names = [split.group_names[g].replace(", ", ",<br>") for g in groups]
     return image_grid(
         split.x[torch.cat(rows)], columns=columns, labels=names, title=title
     )
@@ -79,12 +79,10 @@ contact_sheet(
 )
 
 # %%
-share = (~train.is_minority).float().mean().item()
-print(
-    f"majority share in training {share:.2f}, in the test split {(~test.is_minority).float().mean():.2f}"
-)
-assert 0.93 < share < 0.97
-assert (~test.is_minority).float().mean() == 0.5
+for name, split in (("training", train), ("test", test)):
+    share = (~split.is_minority).double().mean().item()
+    print(f"majority share, {name:8} {share:.2f}")
+    assert abs(share - (0.95 if split is train else 0.5)) < 0.02
 
 # %% [markdown]
 # ## Made from digits and vehicles
@@ -132,19 +130,17 @@ if available("mnist") and available("cifar10"):
         contact_sheet(
             dominoes_test,
             "Dominoes: the vehicle is the label, the digit the shortcut",
+            columns=8,
         )
     )
 else:
-    print(
-        "MNIST and CIFAR-10 are not here: connect once, or set CAML_DATA to a folder in the Hub's layout"
-    )
+    print("MNIST and CIFAR-10 are not here: connect once, or set CAML_DATA")
 
 # %% [markdown]
 # ## Collected from the world
 #
-# The other datasets are fetched. One function shows what your machine has of each: the pictures where they are there,
-# and else the published table. Where it comes from, how large it is and under which licence stands in
-# `caml_core.data.catalogue`, and `python -m caml_core data info NAME` prints it.
+# The other datasets are fetched. Two functions show what your machine has of each, and the published table. Where a
+# dataset comes from, how large it is and under which licence, `python -m caml_core data info NAME` prints as well.
 
 # %%
 from importlib import import_module
@@ -173,14 +169,16 @@ def table(name):
     for g, group in enumerate(names):
         if any(column[g] for column in counts.values()):
             cells = [
-                f"{n[g]:,} ({100 * n[g] / sum(n):.1f}%)"
+                f"{n[g]:,}<br>{100 * n[g] / sum(n):.1f}%"
                 for n in counts.values()
             ]
             lines.append(f"| {group} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+# %%
 def card(name):
+    """Licence, source, and whether it is on this machine."""
     entry = CATALOGUE[name]
     size = sum(file.size or 0 for file in entry.files) / 1e6
     lines = [
@@ -192,13 +190,11 @@ def card(name):
         lines.append("It is on this machine.")
     elif entry.files:
         about = f" ({size:,.0f} MB)" if size else ""
-        lines.append(
-            f"Not on this machine. Fetch it{about}: `python -m caml_core data fetch {name}`"
-        )
+        command = f"`python -m caml_core data fetch {name}`"
+        lines.append(f"Not on this machine. Fetch it{about}: {command}")
     else:
-        lines.append(
-            f"Not on this machine, and no program can fetch it: {entry.by_hand}."
-        )
+        how = f"no program can fetch it: {entry.by_hand}."
+        lines.append(f"Not on this machine, and {how}")
     return Markdown("\n\n".join(lines))
 
 
@@ -206,7 +202,7 @@ def card(name):
 # ### Waterbirds
 #
 # Birds cut out of photographs (CUB-200-2011) are pasted on landscapes (Places). Nobody photographed these scenes: the
-# correlation was made, at 95%, to study what ERM does with it.
+# correlation was made, at 95%, to study what plain training does with it.
 
 # %%
 display(card("waterbirds"), Markdown(table("waterbirds")))
@@ -233,20 +229,19 @@ species = [
     "Western Meadowlark",
     "Western Wood Pewee",
 ]
-contains = [name for name in species if "tern" in name.lower()]
-whole_word = [name for name in species if re.search(r"\btern\b", name.lower())]
-print("contains 'tern':", ", ".join(contains))
-print("is a tern:      ", ", ".join(whole_word))
-assert len(contains) == 5
-assert len(whole_word) == 2
+for name in species:
+    is_tern = re.search(r"\btern\b", name.lower())
+    print(f"{name:22}", "a tern" if is_tern else "contains 'tern'")
+    assert "tern" in name.lower()
+    assert bool(is_tern) == name.endswith("Tern")
 
 # %% [markdown]
 # Three land birds became waterbirds. Some errors that a model makes on "waterbird, land" are the label's. The same
 # mistake lurks in text: "male" stands in "female".
 #
 # **Trap 2: the training average.** In the test split half of each kind of bird is on water, on purpose, so a plain
-# average over it is not the accuracy that a user would see. Papers therefore report an average *weighted by the training groups*; others report
-# the plain one. The [notation page](../book/notation.md) names both.
+# average over it is not the accuracy that a user would see. Some papers therefore weight the groups as in *training*;
+# others report the plain one. The [notation page](../book/notation.md) names both.
 #
 # ### CelebA
 #
@@ -261,8 +256,8 @@ display(card("celeba"), Markdown(table("celeba")))
 # only. The attributes are the guesses of annotators, "male" among them, and say nothing about how a person sees
 # themselves. Use the dataset to study shortcuts, not to build something that judges faces.
 #
-# **Trap.** The worst group of the test split has 180 pictures. One picture more or less moves worst-group accuracy by
-# more than half a point, before any seed is changed.
+# **Trap.** The smallest group of the test split is tiny. One picture more or less moves its accuracy by more than half
+# a point, before any seed is changed.
 
 # %%
 from caml_core.data import celeba
@@ -270,9 +265,8 @@ from caml_core.data import celeba
 smallest = min(celeba.PUBLISHED["test"])
 one_picture = 100 / smallest
 wobble = 100 * (0.9 * 0.1 / smallest) ** 0.5  # binomial standard error at 90%
-print(
-    f"{smallest} pictures: one of them is {one_picture:.2f} points; at 90% the standard error is {wobble:.1f} points"
-)
+print(f"{smallest} pictures: one of them is {one_picture:.2f} points")
+print(f"standard error at 90% accuracy: {wobble:.1f} points")
 assert 0.5 < one_picture < 0.6
 assert 2.0 < wobble < 2.5
 
@@ -300,7 +294,8 @@ if is_here("metashift"):
 #
 # ### SpuCoAnimals
 #
-# ImageNet birds on land and water, dogs indoors and outdoors: the "SpuCo" of CAML's tables.
+# ImageNet birds on land and water, dogs indoors and outdoors: the "SpuCo" of the tables of
+# [CAML](07_caml.ipynb), cumulative active meta-learning.
 
 # %%
 display(card("spuco_animals"), Markdown(table("spuco_animals")))
@@ -339,7 +334,8 @@ display(card("civilcomments"), Markdown(table("civilcomments")))
 #
 # $$\phi = \frac{n_{00} n_{11} - n_{01} n_{10}}{\sqrt{n_{0\cdot}\, n_{1\cdot}\, n_{\cdot 0}\, n_{\cdot 1}}},$$
 #
-# where $n_{ya}$ counts a group. It is 0 when the attribute says nothing about the label, and $\pm 1$ when it says all.
+# where $n_{ya}$ counts a group and a dot is a sum over both values. It is 0 when the attribute says nothing about the
+# label, and $\pm 1$ when it says all.
 
 # %%
 import math
@@ -350,56 +346,45 @@ def phi(n00, n01, n10, n11):
     return (n00 * n11 - n01 * n10) / math.sqrt(margins)
 
 
-groups_of = {
-    "waterbirds": [0, 1, 2, 3],
-    "celeba": [0, 1, 2, 3],
-    "civilcomments": [0, 1, 2, 3],
-}
-groups_of["spuco_animals"] = [
-    0,
-    1,
-    4,
-    5,
-]  # the birds; the dogs have the same counts
+four = [0, 1, 2, 3]
+groups_of = {"waterbirds": four, "celeba": four, "civilcomments": four}
+groups_of["spuco_animals"] = [0, 1, 4, 5]  # birds; dogs have the same counts
 strength = {}
 for name, groups in groups_of.items():
     counts = import_module(f"caml_core.data.{name}").PUBLISHED
-    strength[name] = {
+    found = {
         split: abs(phi(*(n[g] for g in groups))) for split, n in counts.items()
     }
-    print(
-        f"{name:14}",
-        "  ".join(
-            f"{split} {value:.2f}" for split, value in strength[name].items()
-        ),
-    )
+    print(f"{name:14}", *(f"{split} {v:.2f} " for split, v in found.items()))
+    strength[name] = found
 
-# %%
+# %% tags=["opening"]
 import plotly.graph_objects as go
 
+names = ["Water-<br>birds", "CelebA", "Civil-<br>Comments", "SpuCo-<br>Animals"]
 figure = go.Figure()
-for split, colour in (
-    ("train", "#3b4048"),
-    ("val", "#E69F00"),
-    ("test", "#56B4E9"),
+for split, name, colour in (
+    ("train", "training", "#7F7F7F"),
+    ("val", "validation", "#CC79A7"),
+    ("test", "test", "#009E73"),
 ):
-    bars = [round(strength[name][split], 3) for name in strength]
-    word = "validation" if split == "val" else split
-    figure.add_bar(x=list(strength), y=bars, name=word, marker_color=colour)
+    bars = [round(found[split], 3) for found in strength.values()]
+    figure.add_bar(x=names, y=bars, name=name, marker_color=colour)
 figure.update_layout(
     title="Some test splits remove the shortcut; CelebA and CivilComments keep it",
-    yaxis_title="correlation of label and attribute, |φ|",
-    barmode="group",
-    legend_y=-0.12,
-    legend_yanchor="top",
+    xaxis={"title": "dataset", "tickangle": 0},
+    yaxis={"title": "|φ| of label and attribute", "range": [0, 1]},
+    margin={"r": 10},
+    meta={
+        "alt": "Correlation of label and attribute in three splits of four datasets."
+    },
 )
-figure
 
 # %% [markdown]
-# Read it in three parts. In **Waterbirds** the shortcut is strong in training and absent from both other splits: this
-# is *validation group shift*, and choosing by plain validation accuracy already helps the minority. In **CelebA** and
-# **CivilComments** all three splits are alike: the average hardly notices a minority, and only the worst group shows
-# the shortcut. In **SpuCoAnimals** validation looks like training and only the test split is balanced.
+# No bar means $\phi = 0$. In **Waterbirds** the shortcut is strong in training and absent from both other splits, so
+# choosing by plain validation accuracy already helps the minority. In **CelebA** and **CivilComments** all three splits
+# are alike: the average hardly notices a minority, and only the worst group shows the shortcut. In **SpuCoAnimals**
+# validation looks like training and only the test split is balanced.
 
 # %%
 assert strength["waterbirds"]["train"] > 0.8
@@ -441,9 +426,8 @@ if HAVE_MADLIBS:
     for i in kind[:: len(kind) // 6]:
         print(f"a = {file.a[i]}  {file.text[i]}")
     per_label = [file.a[file.y == label].mean() for label in (0, 1)]
-    print(
-        f"\nof the sentences that are not bad {per_label[0]:.1%} name one, of the bad ones {per_label[1]:.1%}"
-    )
+    for name, share in zip(("not bad", "bad"), per_label):
+        print(f"{name:7} sentences that name one: {share:.1%}")
     assert abs(per_label[0] - per_label[1]) < 0.001
 
 # %% [markdown]
@@ -474,8 +458,9 @@ def draw(file, rows, share, n, rng):
     return np.concatenate(chosen)
 
 
-def count_words(file, train_rows, test_rows, rng):
-    train = draw(file, train_rows, 0.95, 1000, rng)
+def count_words(file, train_rows, test_rows, rng, rho=0.95):
+    """Accuracy of counting words on minority and majority, percent."""
+    train = draw(file, train_rows, rho, 1000, rng)
     test = draw(file, test_rows, 0.5, 500, rng)
     words = CountVectorizer(token_pattern=r"\w+")
     seen = words.fit_transform([file.text[i] for i in train])
@@ -506,28 +491,26 @@ if HAVE_MADLIBS:
 from caml_core.figures import MAJORITY, MINORITY, add_chance
 
 if HAVE_MADLIBS:
-    ways = ["split by sentence", "split by judgement"]
+    ways = ["by sentence", "by judgement"]
     figure = go.Figure()
     for k, (name, colour) in enumerate(
         (("minority", MINORITY), ("majority", MAJORITY))
     ):
-        bars = [round(pair[k], 1) for pair in (by_sentence, by_judgement)]
+        bars = [round(pair[k]) for pair in (by_sentence, by_judgement)]
         figure.add_bar(
             x=ways, y=bars, name=name, marker_color=colour, text=bars
         )
     figure.update_layout(
         title="Near copies make counting words look like understanding",
-        yaxis_title="test accuracy, percent",
-        barmode="group",
-        legend_y=-0.12,
-        legend_yanchor="top",
+        xaxis={"title": "how training and test are told apart", "tickangle": 0},
+        yaxis={"title": "accuracy (%)", "range": [0, 104]},
     )
     display(add_chance(figure, 50))
 
 # %% [markdown]
-# Split by sentence, counting words looks like understanding. Split by judgement, the same model has never met the
-# words that matter and answers by the identity alone. A pretrained encoder knows that "rotten" resembles "nasty", so it
-# can do the honest task; `load("madlibs")` gives its sentence vectors.
+# Split by judgement, the model has never met the words that matter and answers by the identity alone. A pretrained
+# encoder knows that "rotten" resembles "nasty", so it can do the honest task; `load("madlibs")` gives its sentence
+# vectors.
 #
 # ## What we saw
 #
@@ -542,20 +525,47 @@ if HAVE_MADLIBS:
 #
 # ## Exercises
 #
-# 1. From the table alone: which accuracy does "waterbird if on water" reach on Waterbirds' training, validation and
-#    test splits?
-# 2. How many test pictures would the worst group of CelebA need for a standard error of one point at 90%?
-# 3. Word counting, split by judgement, is wrong on nearly all minorities. What would it score if the 95% were 50%?
+# **Exercise 1: the shortcut's score.** From the table alone: which accuracy does "waterbird if on water" reach on
+# Waterbirds' training, validation and test splits?
+
+# %% tags=["hide-cell", "solution"]
+# @title Solution 1 { display-mode: "form" }
+from caml_core.data import waterbirds
+
+for split, n in waterbirds.PUBLISHED.items():
+    score = (n[0] + n[3]) / sum(n)  # the two majority groups
+    print(f"{split:6} {score:.1%}")
+    assert abs(score - (0.95 if split == "train" else 0.5)) < 0.01
+
+# %% [markdown]
+# **Exercise 2: enough pictures.** How many test pictures would the smallest group of CelebA need for a standard error of
+# one point at 90%?
 #
-# <details><summary>Solutions</summary>
+# <details><summary>Solution 2</summary>
 #
-# 1. The share of the two majority groups: about 95%, 50% and 50%. In code:
-#    `[(n[0] + n[3]) / sum(n) for n in waterbirds.PUBLISHED.values()]`.
-# 2. `0.9 * 0.1 / 0.01**2` = 900, five times as many.
-# 3. Half. Without the correlation the identity says nothing, and the judgements are new: it can only guess.
+# $0.9 \cdot 0.1 / 0.01^2 = 900$, five times as many.
 #
 # </details>
 #
+# **Exercise 3: no correlation.** Word counting, split by judgement, is wrong on nearly all minorities. What would it
+# score if $\rho$ were one half?
+#
+# <details><summary>Solution 3</summary>
+#
+# Half. Without the correlation the identity says nothing, and the judgements are new: it can only guess.
+#
+# </details>
+
+# %% tags=["hide-cell", "solution"]
+# @title Solution 3 { display-mode: "form" }
+if HAVE_MADLIBS:
+    guess = count_words(file, *parts, np.random.default_rng(0), rho=0.5)
+    print("minority {:.0f}%, majority {:.0f}%".format(*guess))
+    assert all(abs(score - 50) < 20 for score in guess)
+else:
+    print("madlibs is not on this machine")
+
+# %% [markdown]
 # ## References
 #
 # - Sagawa, Koh, Hashimoto and Liang, [Distributionally Robust Neural Networks for Group Shifts](https://arxiv.org/abs/1911.08731) (Waterbirds).

@@ -20,7 +20,7 @@
 # shortcut, run active learning in rounds, draw a map of what was asked, and say when uncertainty is a bad guide.
 #
 # > **Before you start.** Chapter [01](01_shortcuts.ipynb) helps: it says what majority and minority are. On a laptop
-# > with two cores this takes about one minute and 1 GB of memory; on a T4 or an A100 about as long, since the network
+# > with two cores this takes about one minute and 1 GB of memory; on a GPU (T4, A100) about as long, since the network
 # > is tiny. Nothing is downloaded: the program draws its own digits. The full profile (`CAML_PROFILE=full`) trains on
 # > more seeds.
 
@@ -140,8 +140,9 @@ known = int(labelled.is_minority.sum())
 print(f"{len(labelled)} labels, {known} of them from the minority")
 
 # %% [markdown]
-# Train a small network on them, as one always does (ERM). Each digit is moved by a few pixels each time it is seen.
-# While it trains, a small function looks over its shoulder: we need its notes at the end of the chapter.
+# Train a small network on them by empirical risk minimisation (ERM), as one always does. Each digit is moved by a few
+# pixels each time it is seen. While it trains, a small function looks over its shoulder: we need its notes at the end of
+# the chapter.
 
 # %%
 import os
@@ -321,9 +322,9 @@ for name in ("margin", "least_confidence", "entropy"):
     print(f"{name:16} asks for {answer}")
 
 # %% [markdown]
-# **BALD** takes the highest $H(\mathbb{E}_w\, p) - \mathbb{E}_w H(p)$ over random weights $w$ (here: dropout before the
-# last layer). It wants pictures on which *versions of the network disagree*, each being sure, and not pictures on which
-# all of them shrug.
+# **BALD** (Bayesian active learning by disagreement) takes the highest $H(\mathbb{E}_w\, p) - \mathbb{E}_w H(p)$ over
+# random weights $w$ (here: dropout before the last layer). It wants pictures on which *versions of the network
+# disagree*, each being sure, and not pictures on which all of them shrug.
 
 # %%
 chosen = ask("bald")
@@ -341,8 +342,8 @@ nearest = torch.cdist(scores.features, scores.labelled).amin(dim=1)
 assert int(ask("core_set")[0]) == int(nearest.argmax())
 
 # %% [markdown]
-# **TypiClust** cuts the features into clusters and takes, from large clusters without a label, the most *typical* one:
-# the highest $\big(\tfrac1K \sum_{x' \in \mathrm{NN}_K(x)} \lVert z - z' \rVert\big)^{-1}$, crowded by its $K$
+# **TypiClust**, a [function for very few labels](../book/glossary.md), cuts the features into clusters and takes, from
+# large clusters without a label, the most *typical* one: the highest $\big(\tfrac1K \sum_{x' \in \mathrm{NN}_K(x)} \lVert z - z' \rVert\big)^{-1}$, crowded by its $K$
 # neighbours.
 
 
@@ -362,9 +363,9 @@ assert distances["typiclust"] < distances["core_set"]
 # %% [markdown]
 # ### By both
 #
-# **BADGE** draws rows that are far apart (k-means++) in $g(x) = (p - e_{\hat y})\, z^\top$, the gradient that the last
-# layer would get if the guess $\hat y$ were right. A long gradient is an unsure answer; far apart means different
-# pictures.
+# **BADGE** (batch active learning by diverse gradient embeddings) draws rows that are far apart (k-means++) in
+# $(p - e_{\hat y})\, z^\top$, the gradient that the last layer would get if the guess $\hat y$ were right ($e_{\hat y}$ is
+# its one-hot vector). A long gradient is an unsure answer; far apart means different pictures.
 
 # %%
 residual = p.clone()
@@ -398,13 +399,13 @@ for seed in SEEDS:
         commonest = rest.a[batch].bincount().max().item()
         one_colour[name].append(100 * commonest / QUERY)
 
-# %%
+# %% tags=["opening"]
 mean = {name: sum(shares) / len(shares) for name, shares in found.items()}
 order = sorted(mean, key=mean.get)
 figure = go.Figure(
     go.Bar(
         x=[mean[name] for name in order],
-        y=order,
+        y=[name.replace("_", " ") for name in order],
         orientation="h",
         marker_color=MINORITY,
         opacity=0.6,
@@ -413,14 +414,21 @@ figure = go.Figure(
 )
 figure.add_scatter(
     x=[share for name in order for share in found[name]],
-    y=[name for name in order for _ in SEEDS],
+    y=[name.replace("_", " ") for name in order for _ in SEEDS],
     mode="markers",
-    marker={"color": "#3b4048", "size": 7},
+    marker={
+        "color": "#3b4048",
+        "size": 7,
+        "line": {"color": "#fff", "width": 1},
+    },
     name="one network",
 )
 figure.update_layout(
     title="Asking where the network is unsure finds the minority",
     xaxis={"title": "minority pictures in a batch (%)", "range": [-2, 102]},
+    meta={
+        "alt": "Share of minority pictures in a batch of eight acquisition functions."
+    },
 )
 figure.add_vline(
     x=POOL_SHARE,
@@ -453,6 +461,7 @@ for name in ("core_set", "badge"):
     assert mean[name] > 2 * POOL_SHARE, name
 for name in ("random", "typiclust"):
     assert mean[name] < 2.5 * POOL_SHARE, name
+assert mean["least_confidence"] > mean["badge"]
 assert same["least_confidence"] > same["badge"] + 5
 
 # %% [markdown]
@@ -475,7 +484,7 @@ shown = torch.cat(list(asked.values()))
 figure = image_grid(
     unlabelled.x[shown],
     columns=10,
-    labels=["least confidence", "", "random", ""],
+    labels=["least<br>confidence", "", "random", ""],
     title="Least confidence asks about strange pairs, random about usual ones",
 )
 for i in torch.where(unlabelled.is_minority[shown])[0].tolist():
@@ -540,13 +549,15 @@ from caml_core.figures import curves_with_band
 curves_with_band(
     [record["labels"] for record in runs["random"]],
     {
-        name: [[r["metrics"]["minority"]["value"] for r in records]]
+        name.replace("_", " "): [
+            [r["metrics"]["minority"]["value"] for r in records]
+        ]
         for name, records in runs.items()
     },
     title="A label bought where the network is unsure teaches more",
     x_title="labels bought",
-    y_title="minority accuracy on the test set (%)",
-    colours={"random": CHANCE, "least_confidence": "#CC79A7"},
+    y_title="minority accuracy (%)",
+    colours={"random": CHANCE, "least confidence": MINORITY},
 ).update_yaxes(rangemode="tozero").update_xaxes(dtick=QUERY)
 
 # %%
@@ -563,14 +574,14 @@ assert later["least_confidence"] > later["random"]
 
 # %% [markdown]
 # A label costs the same in both runs. But **one seed proves nothing**: the next one may rise more, or less. Training
-# stops after a fixed number of epochs at a constant step size, so a single round can be off by many points. Chapter 09
-# has five seeds, and intervals.
+# stops after a fixed number of epochs at a constant step size, so a single round can be off by many points. Chapter
+# [09](09_caml_tables.ipynb) has more seeds, and intervals.
 #
 # ## A map of the pool
 #
-# To see *where* the questions lie, project the features of the network of round 0 on their two main directions (PCA)
-# and draw a sample of the pool. Then put the queries of each round on the map. The signs of the directions are
-# arbitrary; we fix them, so that the map does not flip between runs.
+# To see *where* the questions lie, project the features of the network of round 0 on their two main directions
+# (principal component analysis) and draw a sample of the pool. Then put the queries of each round on the map. The signs
+# of the directions are arbitrary; we fix them, so that the map does not flip between runs.
 
 # %%
 from caml_core.device import seeded
@@ -642,9 +653,12 @@ steps = [
 play = {"method": "animate", "label": "Play", "args": [None, moves(1200)]}
 figure.update_layout(
     title="Each round asks somewhere else",
-    xaxis={"title": "first direction", "zeroline": False},
-    yaxis={"title": "second direction", "zeroline": False},
+    xaxis={"title": "first main direction of the features", "zeroline": False},
+    yaxis={"title": "second main direction", "zeroline": False},
     legend={"itemsizing": "constant"},
+    meta={
+        "alt": "A map of the pool, with the pictures asked about in each round."
+    },
     height=620,
     sliders=[
         {
@@ -659,17 +673,8 @@ figure.update_layout(
 )
 
 # %% [markdown]
-# Press *Play*, or move the slider. Colours are clusters, because this network reads colours. Two directions of many are
-# a crude picture, yet it shows how the questions move as the network changes. Which colours did it ask about?
-
-# %%
-from collections import Counter
-
-for record in runs["least_confidence"][1:]:
-    rows = torch.tensor(record["queried"])
-    names = Counter(pool.attribute_names[c] for c in pool.a[rows].tolist())
-    common = ", ".join(f"{n} on {colour}" for colour, n in names.most_common(3))
-    print(f"round {record['round']}: {common}")
+# Press *Play*, or move the slider. Clusters are colours, because this network reads colours. Two directions of many are
+# a crude picture, yet it shows how the questions move as the network changes. How much of a batch moves?
 
 # %%
 colours = torch.stack(
@@ -684,9 +689,9 @@ for share in 100 * moved:
 assert moved.max() > 0.2
 
 # %% [markdown]
-# Orange diamonds are questions about the minority. A heap of gray ones in one cluster means something else: after that
-# training the network doubted one colour as a whole, and asked about pictures that it might have understood an epoch
-# later. Questions are only as good as the network that asks.
+# Vermilion diamonds are questions about the minority. A heap of grey ones in one cluster means something else: after
+# that training the network doubted one colour as a whole, and asked about pictures that it might have understood an
+# epoch later. Questions are only as good as the network that asks.
 #
 # ## When uncertainty is a bad guide
 #
@@ -742,23 +747,27 @@ new = backbone("small_cnn", n_classes=10, seed=0).to(device)
 new_unsure = 1 - predict(new, unlabelled, device).softmax(dim=1).amax(dim=1)
 stages = {
     "before training": minority[new_unsure.topk(QUERY).indices],
-    "it reads the colour": minority[ask("least_confidence")],
-    "it reads the digit": pool.is_minority[fair_batch],
+    "reads colours": minority[ask("least_confidence")],
+    "reads digits": pool.is_minority[fair_batch],
 }
 stages = {k: 100 * v.double().mean().item() for k, v in stages.items()}
-names = [f"{name}<br><b>{value:.0f}%</b>" for name, value in stages.items()]
+names = [
+    f"{name.replace(' ', '<br>')}<br><b>{value:.0f}%</b>"
+    for name, value in stages.items()
+]
 figure = go.Figure(go.Bar(x=names, y=list(stages.values())))
 figure.update_traces(marker_color=MINORITY)
 figure.update_layout(
     title="Least confidence finds the minority only while it is misread",
+    xaxis={"title": "the network that asks", "tickangle": 0},
     yaxis={"title": "minority in a batch (%)", "range": [0, 104]},
 )
 mark_pool(figure)
 
 # %%
-assert stages["it reads the colour"] > 4 * POOL_SHARE
+assert stages["reads colours"] > 4 * POOL_SHARE
 assert stages["before training"] < 4 * POOL_SHARE
-assert stages["it reads the digit"] < 5 * POOL_SHARE
+assert stages["reads digits"] < 5 * POOL_SHARE
 assert fair_right[pool.is_minority].mean() > 0.6
 
 # %% [markdown]
@@ -781,37 +790,53 @@ image_grid(
 # - An acquisition function turns what a network says about a pool into a batch of questions.
 # - A network with a shortcut is wrong on the minority, *and less sure*: uncertainty finds several times the pool's
 #   share without knowing any group.
-# - Distance finds the minority for another reason, BADGE gives up some of it for variety, typicality finds none.
+# - Distance finds the minority for another reason, BADGE gives up some of it for variety, and typicality does no better
+#   than chance.
 # - In rounds, the labels asked for teach the minority more than as many random ones: in one run, which proves nothing
 #   yet.
 # - Doubts are worth something between ignorance and understanding.
 #
 # Finding the right examples is half of the matter. The labels found here are still a small part of all labels, and each
-# of them is only *one more term* of the loss. How to make them count is what the CAML chapters are about.
+# of them is only *one more term* of the loss. What that does to them is the question of the
+# [next chapter](05_dilution.ipynb).
 #
-# Turn these knobs and watch: `QUERY` (are the next questions as good as the first?), `magnitude` (a shortcut that is
-# easier to see), `START` (how little is too little for a useful doubt?).
+# **Turn these knobs.** `QUERY` (are the next questions as good as the first?), `magnitude` (a shortcut that is easier to
+# see), `START` (how little is too little for a useful doubt?).
 #
 # ## Exercises
 #
-# 1. Margin and least confidence found nearly the same. Show that with *two* classes they always choose the same rows.
-# 2. Write an acquisition of your own: the row whose nearest labelled neighbour (in features) has *another* answer than
-#    the network gives it. How much minority does it find?
-# 3. Many papers keep the epoch with the best minority accuracy on the validation set (`select="minority"`). Run the
-#    rounds again with it. What happens to the batches of least confidence, and why?
+# **Exercise 1: two classes.** Margin and least confidence found nearly the same. Show that with *two* classes they
+# always choose the same rows.
 #
-# <details><summary>Solutions</summary>
+# <details><summary>Solution 1</summary>
 #
-# 1. With $p_1 \ge p_2$ and $p_1 + p_2 = 1$, the margin is $p_1 - p_2 = 2 p_1 - 1$ and least confidence is $1 - p_1$.
-#    Each is a monotone function of $p_1$, one falls where the other rises, so the order is the same. So is that of the
-#    entropy.
-# 2. `near = torch.cdist(scores.features, scores.labelled).argmin(dim=1)` is the neighbour, and
-#    `labelled.y[near] != scores.logits.argmax(dim=1)` says where the two disagree. Take the mean of `minority` over
-#    these rows: several times the pool's share, but more rows than a batch holds, so you still have to choose among
-#    them.
-# 3. In a network that reads colours, minority accuracy is at chance or below. The rule then prefers an epoch that is
-#    unsettled, which is right on *more* of the minority because it is wrong on more of the majority. Its doubts are
-#    those of an early network, and their batches are often poorer. A rule is a choice: say which one you used.
+# With $p_1 \ge p_2$ and $p_1 + p_2 = 1$, the margin is $p_1 - p_2 = 2 p_1 - 1$ and least confidence is $1 - p_1$. Each is
+# a monotone function of $p_1$; we want the smallest of the one and the largest of the other, so the order is the same.
+# So is that of the entropy.
+#
+# </details>
+#
+# **Exercise 2: a rule of your own.** Ask about rows whose nearest labelled neighbour (in features) has *another* label
+# than the network's answer. How much minority does this find?
+
+# %% tags=["hide-cell", "solution"]
+# @title Solution 2 { display-mode: "form" }
+near = torch.cdist(scores.features, scores.labelled).argmin(dim=1)
+doubted = labelled.y[near] != scores.logits.argmax(dim=1)
+share = 100 * minority[doubted].double().mean().item()
+print(f"{int(doubted.sum())} rows, {share:.0f}% of them minority")
+print(f"{share / POOL_SHARE:.1f} times the pool's share")
+assert share > 2 * POOL_SHARE
+
+# %% [markdown]
+# **Exercise 3: the rule for the epoch.** Many papers keep the epoch with the best minority accuracy on the validation
+# set (`select="minority"`). Run the rounds again with it. What happens to the batches of least confidence, and why?
+#
+# <details><summary>Solution 3</summary>
+#
+# In a network that reads colours, minority accuracy is at chance or below. The rule then prefers an epoch that is
+# unsettled, which is right on *more* of the minority because it is wrong on more of the majority. Its doubts are those
+# of an early network, and their batches are often poorer. A rule is a choice: say which one you used.
 #
 # </details>
 #

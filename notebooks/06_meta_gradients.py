@@ -16,13 +16,13 @@
 #
 # **Question.** What does it mean to learn from the step you *would* take?
 #
-# **You will be able to** write MAML's idea and MLDG in a few lines, draw their gradients as vector fields, say what a
-# meta-gradient rewards and what its first-order form leaves out, and take a first look at the bias that CAML
-# accumulates over rounds.
+# **You will be able to** write a meta-gradient in a few lines, draw it as a vector field, say what it rewards and what
+# its first-order form leaves out, and take a first look at the bias that CAML (cumulative active meta-learning)
+# gathers over rounds.
 #
 # > **Before you start.** You need gradients, the chain rule and chapter [01](01_shortcuts.ipynb). Everything happens in
-# > the plane: two parameters, no data, no network, no GPU. On any laptop it takes a few seconds and less than 1 GB of
-# > memory. Nothing is downloaded.
+# > the plane: two parameters, no data, no network. On any laptop it takes some ten seconds and less than 1 GB of
+# > memory; a GPU is of no use. Nothing is downloaded.
 
 # %% tags=["hide-input"]
 import os
@@ -43,8 +43,7 @@ if "google.colab" in sys.modules:
 #
 # A model has two weights, $\theta = (\theta_1, \theta_2)$: how much it leans on the *shortcut* and how much on the
 # *core feature*. In the labelled set $D$ the two go together, so a loss on $D$ cares about their **sum**, and only
-# faintly about which of them does the work: it is a valley. (The valley is slightly bent, so that $L_D$ is not
-# quadratic.)
+# faintly about which of them does the work: it is a valley. (Slightly bent, so that $L_D$ is not quadratic.)
 
 # %%
 import torch
@@ -98,19 +97,25 @@ def level_lines(loss, colour, name):
 SHORTCUT, CORE = "θ₁ (shortcut)", "θ₂ (core feature)"
 
 
-def plane(*traces, title):
+def plane(*traces, title, alt):
     """The plane of the two weights, one unit as long on both axes."""
     figure = go.Figure(traces)
     figure.update_xaxes(title=SHORTCUT, range=[-1.2, 2.0], showgrid=False)
     figure.update_xaxes(scaleanchor="y", constrain="domain")
     figure.update_yaxes(title=CORE, range=[-0.3, 2.3], showgrid=False)
-    figure.update_yaxes(constrain="domain")
-    return figure.update_layout(title=title, height=500)
+    figure.update_yaxes(constrain="domain", constraintoward="top")
+    figure.update_layout(title=title, meta={"alt": alt})
+    return figure.update_layout(height=460, margin_r=10)
 
 
 LINES_D = level_lines(L_D, MAJORITY, "loss on D")
 LINES_Q = level_lines(L_Q, MINORITY, "loss on Q")
-plane(LINES_D, LINES_Q, title="D fixes the sum of the weights, Q says which")
+plane(
+    LINES_D,
+    LINES_Q,
+    title="D fixes the sum of the weights, Q says which",
+    alt="Level lines: a slanted valley for D, round bowls for Q above it.",
+)
 
 # %% [markdown]
 # ## The plain way: add the losses
@@ -134,8 +139,9 @@ assert g_D @ g_Q < -0.5  # they disagree, mostly about the sum
 # %% [markdown]
 # ## The other way: ask after the step
 #
-# MAML (Finn et al., 2017) takes a step that it does not keep, and asks how good the place *after* the step is. MLDG (Li
-# et al., 2018) uses this for data that differ: **adapt** on $D$, **be judged** on $Q$,
+# Model-agnostic meta-learning (MAML; Finn et al., 2017) takes a step that it does not keep, and asks how good the place
+# *after* the step is. Meta-learning for domain generalisation (MLDG; Li et al., 2018) uses this for data that differ:
+# **adapt** on $D$, **be judged** on $Q$,
 #
 # $$\theta' = \theta - \alpha\, g_D(\theta), \qquad M(\theta) = L_Q(\theta').$$
 
@@ -212,13 +218,25 @@ def arrow(figure, tail, vector, colour, text="", **label):
     )
 
 
-# %%
+# %% tags=["opening"]
 after = adapted(theta, ALPHA)
 asked, through = first_order(theta, ALPHA), exact(theta, ALPHA)
-figure = plane(LINES_D, title="Through D's step, Q hardly argues about the sum")
+figure = plane(
+    LINES_D,
+    title="Through D's step, Q hardly argues about the sum",
+    alt="Arrows from one place: D's step goes down its valley wall; plain and "
+    "first-order point up and across the valley, exact along it.",
+)
 arrow(figure, theta, after - theta, MAJORITY, "D's step", yshift=-12)
-there = {"text": "Q, after the step", "xshift": -75, "yshift": -100}
-arrow(figure, after, -0.75 * asked, MLDG, **there)
+arrow(figure, after, -0.75 * asked, MLDG)
+figure.add_annotation(
+    **{"x": 0.7, "y": 0.9, "text": "Q, after<br>the step"},
+    **{
+        "xanchor": "right",
+        "showarrow": False,
+        "font": {"color": MLDG, "weight": 600},
+    },
+)
 arrow(figure, theta, -0.75 * asked, MLDG, "first order", xshift=45)
 arrow(figure, theta, -0.75 * g_Q, PLAIN, "plain", yshift=11)
 arrow(figure, theta, -0.75 * through, EXACT, "exact", xshift=-26)
@@ -235,8 +253,8 @@ assert abs(asked.sum()) > abs(g_Q.sum())
 #
 # ## The same everywhere
 #
-# One arrow at each place of a grid; long arrows are shortened. Move the slider: at $\alpha = 0$ both fields are
-# up-weighting, and as the step grows the exact field turns along the valley.
+# Two arrows at each place of a grid; long ones are shortened. Move the slider: at $\alpha = 0$ both fields are
+# up-weighting and lie on each other. As the step grows, the exact field turns along the valley.
 
 # %%
 import numpy as np
@@ -271,34 +289,27 @@ def both(alpha):
 
 ALPHAS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 frames = [
-    go.Frame(name=f"{alpha:.2f}", data=both(alpha), traces=[2, 3])
+    go.Frame(name=f"{alpha:.2f}", data=both(alpha), traces=[1, 2])
     for alpha in ALPHAS
 ]
 
 # %%
-from plotly.subplots import make_subplots
-
-figure = make_subplots(1, 2, subplot_titles=["first order", "exact"])
-figure.add_traces([LINES_D, LINES_D, *both(ALPHA)], [1] * 4, [1, 2, 1, 2])
-figure.update_traces(showlegend=False)
+figure = plane(
+    LINES_D,
+    *both(ALPHA),
+    title="Only the exact field learns to follow D's valley",
+    alt="Two fields of arrows over D's valley, first order and exact; a slider "
+    "sets the inner step.",
+)
 figure.frames = frames
 now = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
 steps = [
     {"method": "animate", "label": f.name, "args": [[f.name], now]}
     for f in frames
 ]
-slider = {"steps": steps, "active": ALPHAS.index(ALPHA), "pad": {"t": 75}}
-slider["currentvalue"] = {"prefix": "inner step alpha = "}
-figure.update_xaxes(title=SHORTCUT, range=[-1.2, 2.0], showgrid=False)
-figure.update_yaxes(range=[-0.3, 2.3], showgrid=False)
-figure.update_yaxes(constrain="domain", constraintoward="top")
-for column, axis in enumerate(("y", "y2"), start=1):
-    shape = {"scaleanchor": axis, "constrain": "domain"}
-    figure.update_xaxes(shape, row=1, col=column)
-figure.update_layout(
-    **{"sliders": [slider], "yaxis_title": CORE, "height": 465},
-    title="Only the exact field learns to follow D's valley",
-)
+slider = {"steps": steps, "active": ALPHAS.index(ALPHA), "pad": {"t": 60}}
+slider["currentvalue"] = {"prefix": "inner step α = "}
+figure.update_layout(sliders=[slider], height=530)
 
 # %% [markdown]
 # How well does an arrow follow the valley? Take the absolute cosine between it and the direction in which $L_D$ curves
@@ -354,7 +365,11 @@ for (name, error), colour in zip(errors.items(), (PLAIN, MLDG, EXACT)):
     figure.add_scatter(x=alphas.numpy(), y=size, name=name, line_color=colour)
 figure.update_layout(
     title="Here first order comes no closer to exact than plain does",
-    xaxis={"title": "inner step alpha", "type": "log", "dtick": 1},
+    meta={
+        "alt": "Errors against the inner step on logarithmic axes: two lines "
+        "of slope one, first order above plain, and one of slope two."
+    },
+    xaxis={"title": "inner step α", "type": "log", "dtick": 1},
     yaxis={"title": "distance from exact", "type": "log", "dtick": 1},
     yaxis_exponentformat="power",
 )
@@ -366,16 +381,10 @@ for (name, error), power in zip(errors.items(), (1, 1, 2)):
     print(f"{name:24} errs like alpha to the power {growth:.1f}")
     assert abs(growth - power) < 0.1
 
-# %% [markdown]
-# At a small step each drops just what the formulas say: plain both halves, first order the half with $H_D$.
-
 # %%
-smallest = alphas[0]
 halves = torch.stack([H_Q @ g_D, H_D @ g_Q])
-dropped = -errors["plain"][0] / smallest
-assert torch.allclose(dropped, halves.sum(0), rtol=0.02)
-dropped = -errors["first order"][0] / smallest
-assert torch.allclose(dropped, halves[1], rtol=0.02)
+dropped = -errors["first order"][0] / alphas[0]
+assert torch.allclose(dropped, halves[1], rtol=0.02)  # just this half
 assert halves[1].norm() > halves[0].norm()  # D is the steeper of the two
 distance = {name: error.norm(dim=1) for name, error in errors.items()}
 assert (distance["first order"] > distance["plain"]).all()
@@ -424,7 +433,7 @@ LAND = go.Heatmap(
     y=Y.numpy().astype("float32"),
     z=agree.numpy().astype("float32"),
     **{"colorscale": "RdBu", "zmin": -2.5, "zmax": 2.5, "opacity": 0.55},
-    colorbar={"title": "agreement", "thickness": 12},
+    colorbar={"title": "agree", "thickness": 8, "len": 0.7, "y": 0.6},
     **{"zsmooth": "best", "hoverinfo": "skip"},
 )
 
@@ -443,6 +452,8 @@ figure = plane(
     LAND,
     *map(trail, paths.values(), (PLAIN, MLDG, EXACT), paths),
     title="Only the exact path gives way where the gradients disagree (red)",
+    alt="Three paths from the same start into a red region, where the "
+    "gradients disagree; the exact one stays lowest.",
 )
 figure.update_xaxes(range=[-0.7, 1.5]).update_yaxes(range=[-0.15, 1.65])
 
@@ -454,10 +465,10 @@ assert L_D(ends["MLDG, exact"]) < L_D(ends["plain"])
 assert L_Q(ends["MLDG, first order"]) < L_Q(ends["plain"])
 
 # %% [markdown]
-# This deserves a second look. The bonus is said to make gradients agree, and the exact path does so. The first-order
-# path ends with *more* conflict than plain: here $D$ is steeper than $Q$, so the half that first order drops is the
-# larger one, and the half that it keeps points the other way. What first order does instead is to give $Q$ a louder
-# voice: it hears $Q$'s complaint about the place where $D$'s step ends, and that complaint is the greater.
+# The bonus is said to make gradients agree, and the exact path does so. The first-order path ends with *more* conflict
+# than plain: here $D$ is steeper than $Q$, so the half that first order drops is the larger one, and the half that it
+# keeps points the other way. What first order does instead is to give $Q$ a louder voice: it hears $Q$'s complaint about
+# the place where $D$'s step ends, and that complaint is the greater.
 
 # %%
 end = ends["plain"]
@@ -476,7 +487,7 @@ assert first_order(end, ALPHA).norm() > grad(L_Q)(end).norm()
 #
 # Active learning gives a *sequence* of such pairs. Round $t$ has the labelled set $D_{t-1}$ and its queries $Q_t$, and
 # $D_t = D_{t-1} \cup Q_t$. Three rounds: two ask for more core and for less shortcut, and the third is
-# misleading, it asks for the shortcut back.
+# misleading: it asks for the shortcut back.
 
 # %%
 QUERIES = [
@@ -500,7 +511,7 @@ TASKS = [(labelled(t), query) for t, query in enumerate(QUERIES)]
 
 # %% [markdown]
 # MLDG treats the rounds as **independent** tasks. CAML (Chew and Wang, 2026) lets each step also follow what the
-# earlier rounds were told, the bias $c$ gathered so far. From $c = 0$, for $t = 1, \dots, R$,
+# earlier rounds asked for, the bias $c$ gathered so far. From $c = 0$, for $t = 1, \dots, R$,
 #
 # $$\theta'_t = \theta - \alpha \Bigl( g(\theta, D_{t-1}) + \tfrac{1}{t-1}\, c \Bigr),
 # \qquad c \leftarrow c + g(\theta'_t, Q_t),$$
@@ -511,53 +522,35 @@ TASKS = [(labelled(t), query) for t, query in enumerate(QUERIES)]
 
 # %%
 def rounds(theta, alpha, cumulative):
-    """Where the inner steps end, the mean loss there, and c / R."""
-    c, places, losses = torch.zeros(2), [], []
+    """Mean loss where the inner steps end, and c / R."""
+    c, losses = torch.zeros(2), []
     for t, (train, test) in enumerate(TASKS):  # t rounds lie behind
         u = grad(train)(theta)
         if cumulative and t > 0:
             u = u + c / t
-        places.append(theta - alpha * u)
-        losses.append(test(places[-1]))
-        c = c + grad(test)(places[-1])
-    return places, sum(losses) / len(TASKS), c / len(TASKS)
+        there = theta - alpha * u
+        losses.append(test(there))
+        c = c + grad(test)(there)
+    return sum(losses) / len(TASKS), c / len(TASKS)
 
 
-# %%
 def rounds_first(theta, alpha, cumulative):
-    return rounds(theta, alpha, cumulative)[2]
+    return rounds(theta, alpha, cumulative)[1]
 
 
 def rounds_exact(theta, alpha, cumulative):
-    return grad(lambda at: rounds(at, alpha, cumulative)[1])(theta)
+    return grad(lambda at: rounds(at, alpha, cumulative)[0])(theta)
 
 
 # %% [markdown]
-# In the first round there is nothing to accumulate. From the second on, the cumulative step bends toward what was asked
-# before.
-
-# %%
-CAML = METHOD_COLOURS["caml"]
-places = {kind: rounds(theta, ALPHA, kind)[0] for kind in (False, True)}
-figure = plane(
-    LINES_D, title="From round 2 on, CAML's step also follows earlier queries"
-)
-for kind, colour in {False: MLDG, True: CAML}.items():
-    name = "CAML, cumulative" if kind else "MLDG, independent"
-    figure.add_scatter(x=[None], y=[None], name=name, line_color=colour)
-    for t, place in enumerate(places[kind], start=1):
-        if t > kind:  # in round 1 the two are the same
-            step = place - theta
-            arrow(figure, theta, step, colour, f"round {t}", xshift=-32)
-figure.update_xaxes(range=[0.45, 1.3]).update_yaxes(range=[0.3, 1.1])
-
-# %% [markdown]
-# What does it add? Expand once more, with $\bar c_t = \frac{1}{t-1} \sum_{s<t} g_{Q_s}$:
+# Chapter [07](07_caml.ipynb) takes this apart line by line. What does the bias add? Expand once more, with
+# $\bar c_{t-1} = \frac{1}{t-1} \sum_{s<t} g_{Q_s}$:
 #
-# $$L_{Q_t}(\theta'_t) = L_{Q_t} - \alpha\, g_{D_{t-1}}^\top g_{Q_t} - \alpha\, \bar c_t^\top g_{Q_t} + O(\alpha^2).$$
+# $$L_{Q_t}(\theta'_t) = L_{Q_t} - \alpha\, g_{D_{t-1}}^\top g_{Q_t}
+# - \alpha\, \bar c_{t-1}^{\,\top} g_{Q_t} + O(\alpha^2).$$
 #
 # The last term is CAML's own. It couples each round with all earlier ones: a bonus when a query agrees with what was
-# asked before, a malus when it contradicts.
+# asked before, a malus when it contradicts. Chapter [08](08_interactions.ipynb) measures it in a network.
 
 # %% tags=["nbval-check-output"]
 g = torch.stack([grad(query)(theta) for query in QUERIES])
@@ -569,55 +562,38 @@ assert terms[1] < -0.2  # the misleading round 3 does not
 
 # %%
 small = 1e-4
-losses = [rounds(theta, small, kind)[1] for kind in (True, False)]
+losses = [rounds(theta, small, kind)[0] for kind in (True, False)]
 change = (losses[0] - losses[1]) / small
 assert torch.allclose(change, -sum(terms) / len(TASKS), rtol=0.01)
 
 # %% [markdown]
 # ## Does it change where one ends?
 #
-# Descend on $D_R$ plus the mean over the rounds, from the same start: up-weighted ($\alpha = 0$), MLDG and CAML, each
-# in first order and exact.
+# Descend on $D_R$ plus the mean over the rounds, from the same start, with independent and with cumulative tasks, in
+# first order and exact.
 
 # %%
+from functools import partial
+
 last = labelled(len(QUERIES))
-runs = {
-    "plain": lambda at: rounds_first(at, 0.0, False),
-    "MLDG": lambda at: rounds_first(at, ALPHA, False),
-    "MLDG exact": lambda at: rounds_exact(at, ALPHA, False),
-    "CAML": lambda at: rounds_first(at, ALPHA, True),
-    "CAML exact": lambda at: rounds_exact(at, ALPHA, True),
-}
-trails = {name: descend(last, meta, steps=150) for name, meta in runs.items()}
-goal = {name: path[-1] for name, path in trails.items()}
+goal = {}
+for order, meta in {"first order": rounds_first, "exact": rounds_exact}.items():
+    for kind in ("MLDG", "CAML"):
+        step = partial(meta, alpha=ALPHA, cumulative=kind == "CAML")
+        path = descend(last, step, steps=150)
+        goal[kind, order] = path[-1]
+        print(f"{kind}, {order:11}: ends at {path[-1].numpy().round(2)}")
 
 # %%
-colours = (PLAIN, MLDG, EXACT, CAML, METHOD_COLOURS["caml exact"])
-figure = plane(
-    LINES_D,
-    *map(trail, trails.values(), colours, trails),
-    title="First order or exact matters more here than the accumulated bias",
-)
-figure.update_xaxes(range=[0.05, 1.15]).update_yaxes(range=[-0.05, 1.1])
-
-
-# %%
-def apart(one, other):
-    """How far apart two methods end."""
-    return (goal[one] - goal[other]).norm().item()
-
-
-by_order = apart("MLDG", "MLDG exact")
-by_bias = apart("MLDG", "CAML")
-print(f"from first order to exact:       {by_order:.2f}")
-print(f"from independent to cumulative:  {by_bias:.2f}")
-assert by_order > 2 * by_bias > 0
-assert apart("MLDG exact", "CAML exact") > 0.01
+by_order = goal["MLDG", "first order"] - goal["MLDG", "exact"]
+by_bias = goal["MLDG", "first order"] - goal["CAML", "first order"]
+print(f"from first order to exact:       {by_order.norm():.2f}")
+print(f"from independent to cumulative:  {by_bias.norm():.2f}")
+assert by_order.norm() > 2 * by_bias.norm() > 0
 
 # %% [markdown]
-# In this toy the accumulated bias is the finer of the two effects: it is a second voice in a step that is itself small.
-# How much it does in a network, where many rounds train shared features, is no question for a toy; the next chapter
-# measures it.
+# Here the accumulated bias is the finer of the two effects: it is a second voice in a step that is itself small. How
+# much it does in a network, where many rounds train shared features, is no question for a toy.
 #
 # ## The same from the package
 #
@@ -667,25 +643,73 @@ assert torch.equal(plain, g_Q)
 #
 # ## Exercises
 #
-# 1. Let $L_D$ be quadratic with largest curvature $\lambda$. What does the exact meta-gradient say along the steepest
-#    direction at $\alpha = 1/\lambda$? At $\alpha = 2/\lambda$?
-# 2. Is the first-order field the gradient of some loss? Look at its Jacobian.
-# 3. Give all three rounds the same labelled set, `labelled(0)`, and reverse the order of the queries. Which
-#    meta-gradient changes, MLDG's or CAML's?
+# **Exercise 1: overshooting.** Let $L_D$ be quadratic with largest curvature $\lambda$. What does the exact
+# meta-gradient say along the steepest direction at $\alpha = 1/\lambda$? At $\alpha = 2/\lambda$?
 #
-# <details><summary>Solutions</summary>
+# <details><summary>Solution 1</summary>
 #
-# 1. The factor is $1 - \alpha\lambda$. At $1/\lambda$ it is zero: $D$'s step lands at the bottom of the valley from
-#    wherever it starts, so $Q$ has nothing to say across the valley. At $2/\lambda$ it is $-1$: the step lands as far
-#    on the other side, and the meta-gradient asks to go the wrong way in order to end up right.
-# 2. `jacrev(lambda at: first_order(at, ALPHA))(theta)` is not symmetric, and the Jacobian of a gradient is. It is
-#    $H_Q (I - \alpha H_D)$, symmetric only if the two Hessians commute. First-order descent therefore minimises no loss
-#    at all, not even a modified one.
-# 3. CAML's. MLDG's is a sum over rounds that do not know of each other, so their order is of no account. In CAML each
-#    round is judged after the earlier ones.
+# The factor is $1 - \alpha\lambda$. At $1/\lambda$ it is zero: $D$'s step lands at the bottom of the valley from
+# wherever it starts, so $Q$ has nothing to say across the valley. At $2/\lambda$ it is $-1$: the step lands as far on
+# the other side, and the meta-gradient asks to go the wrong way in order to end up right.
 #
 # </details>
+
+# %% tags=["hide-cell", "solution"]
+# @title Solution 1 { display-mode: "form" }
+steep = bowl([0.0, 0.0], curvature=[4.0, 1.0])  # λ = 4, along θ₁
+
+
+def after_steep(theta, alpha):
+    return L_Q(theta - alpha * grad(steep)(theta))
+
+
+for alpha, factor in ((1 / 4, 0.0), (2 / 4, -1.0)):
+    there = theta - alpha * grad(steep)(theta)
+    says = grad(after_steep)(theta, alpha)[0]
+    print(f"alpha {alpha}: {says:+.2f} along the steepest direction")
+    assert torch.allclose(says, factor * grad(L_Q)(there)[0])
+
+# %% [markdown]
+# **Exercise 2: a field without a loss.** Is the first-order field the gradient of some loss? Look at its Jacobian.
 #
+# <details><summary>Solution 2</summary>
+#
+# No. The Jacobian of a gradient is symmetric, and this one is $H_Q (I - \alpha H_D)$, symmetric only if the two Hessians
+# commute. First-order descent therefore minimises no loss at all, not even a modified one.
+#
+# </details>
+
+# %% tags=["hide-cell", "solution"]
+# @title Solution 2 { display-mode: "form" }
+J = jacrev(lambda at: first_order(at, ALPHA))(theta)
+print(J.numpy().round(3))
+assert torch.allclose(J, H_Q @ (torch.eye(2) - ALPHA * H_D))
+assert not torch.allclose(J, J.T, atol=0.05)
+
+# %% [markdown]
+# **Exercise 3: the order of rounds.** Give all three rounds the same labelled set, `labelled(0)`, and reverse the order
+# of the queries. Which meta-gradient changes, MLDG's or CAML's?
+#
+# <details><summary>Solution 3</summary>
+#
+# CAML's. MLDG's is a sum over rounds that do not know of each other, so their order is of no account. In CAML each round
+# is judged after the earlier ones.
+#
+# </details>
+
+# %% tags=["hide-cell", "solution"]
+# @title Solution 3 { display-mode: "form" }
+forth = [(labelled(0), query) for query in QUERIES]
+for kind in (False, True):
+    settings = {"alpha": ALPHA, "cumulative": kind}
+    one, other = (
+        meta_gradient(loss, theta, tasks, **settings)
+        for tasks in (forth, forth[::-1])
+    )
+    print("CAML" if kind else "MLDG", (one - other).numpy().round(3))
+    assert torch.allclose(one, other) != kind
+
+# %% [markdown]
 # ## References
 #
 # - C. Finn, P. Abbeel, S. Levine, [Model-agnostic meta-learning for fast adaptation of deep

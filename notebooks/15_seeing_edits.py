@@ -14,15 +14,16 @@
 # %% [markdown]
 # # Seeing the edits
 #
-# **Question.** HSFM moves the features of a few training examples. What do these moves look like?
+# **Question.** HSFM (hard-set-guided feature-space meta-learning) moves the features of a few training examples. What do
+# these moves look like?
 #
-# **You will be able to** edit CLIP embeddings with HSFM, draw them before and after, measure along which words they
-# moved, and say what such pictures prove and what they do not.
+# **You will be able to** edit embeddings of CLIP (contrastive language-image pre-training) with HSFM, draw them before
+# and after, measure along which words they moved, and say what such pictures prove and what they do not.
 #
 # > **Before you start.** Chapter [10](10_hsfm.ipynb) explains HSFM, chapter [13](13_tiny_clip.ipynb) the tiny CLIP and
-# > chapter [14](14_unclip.ipynb) the decoder. On a laptop with two cores this takes about a minute and 2 GB of memory.
-# > Nothing is downloaded: both models come with the book. With a GPU, one word gives you Stable Diffusion and
-# > photographs; that has not been run for these pages.
+# > chapter [14](14_unclip.ipynb) the decoder. On a laptop with two cores this takes about half a minute and 2 GB of
+# > memory; on a T4 or an A100 about as long. Nothing is downloaded: both models come with the book. With a GPU, one word
+# > gives you Stable Diffusion and photographs; that has not been run for these pages.
 
 # %% tags=["hide-input"]
 import os
@@ -41,9 +42,10 @@ if "google.colab" in sys.modules:
 # %% [markdown]
 # ## A claim, made testable
 #
-# The most convincing figure of the HSFM paper (Yazdan Parast et al., [arXiv 2603.29313](https://arxiv.org/abs/2603.29313))
-# shows pictures. A support example is embedded by CLIP, HSFM edits the embedding, and unCLIP draws it before and after:
-# the bird stays, the background changes. *The edits follow the spurious attribute.*
+# The figure of the HSFM paper that one remembers (Yazdan Parast et al., [arXiv
+# 2603.29313](https://arxiv.org/abs/2603.29313)) shows pictures. A support example is embedded by CLIP, HSFM edits the
+# embedding, and unCLIP draws it before and after: the bird stays, the background changes. *The edits follow the spurious
+# attribute.*
 #
 # A picture cannot carry that claim alone. The decoder loses things of its own accord, a large enough push in any
 # direction changes *something*, and eight pictures can be chosen. So we ask three questions, each with a control:
@@ -80,8 +82,8 @@ print(f"of length {e_train.x.norm(dim=1).mean():.3f}")
 #
 # HSFM was made for features that may move anywhere. CLIP embeddings may not: they have length 1, and real images fill
 # only a few directions. Adam, which makes the edits, moves *every* coordinate by about $\eta$, however small its
-# gradient. In raw coordinates most of an edit would leave for directions that no image has, and the decoder would be
-# asked to draw what it never met.
+# gradient. In raw coordinates it would go as far along directions that no image has, and the decoder would be asked to
+# draw what it never met.
 #
 # `ClipSpace` keeps the directions that hold 99.9% of the variance, $u = V^\top (e - \bar e)$, and after every edit puts
 # the point back on the sphere, $e \leftarrow (\bar e + V u) / \|\bar e + V u\|$. It rotates and does not rescale:
@@ -101,8 +103,9 @@ assert k < 20
 # %% [markdown]
 # ## A head that leans on the background
 #
-# The ERM head is the book's usual one: 8 epochs of Adam. In these coordinates that is short, and the head takes what
-# moves first, the direction in which bird and background agree.
+# HSFM starts from a head trained by empirical risk minimisation (ERM), ordinary training. Here it has 8 epochs of Adam.
+# In these coordinates that is short, and the head takes what moves first, the direction in which bird and background
+# agree. We read its worst-group accuracy (WGA).
 
 # %%
 from caml_core.heads import erm_head
@@ -113,6 +116,7 @@ longer = erm_head(u_train, u_val, seed=0, epochs=30)
 
 
 def wga(weight, bias):
+    """Worst-group and average accuracy on the test scenes, %."""
     metrics = group_metrics(u_test.x @ weight.T + bias, u_test)
     return metrics["worst_group"]["value"], metrics["average"]["value"]
 
@@ -125,10 +129,10 @@ assert wga(*erm[:2])[0] < wga(*longer[:2])[0] - 5
 assert wga(*longer[:2])[0] > 90
 
 # %% [markdown]
-# Keep this in mind: on these embeddings plain patience repairs the head as well. Our CLIP was trained on scenes in which
-# bird and background are independent, so the kind of bird lies open in its embedding. That makes a poor benchmark for
-# HSFM's accuracy (chapter [12](12_hsfm_tables.ipynb) has better ones) and a good one for looking at edits: we know
-# which direction is which.
+# So on these embeddings plain patience repairs the head as well. Our CLIP was trained on scenes in which bird and
+# background are independent, and the kind of bird lies open in its embedding. That makes a poor benchmark for HSFM's
+# accuracy (chapter [12](12_hsfm_tables.ipynb) has better ones) and a good one for looking at edits: we know which
+# direction is which.
 #
 # ## HSFM on the sphere
 #
@@ -162,113 +166,57 @@ torch.testing.assert_close(
 # %% [markdown]
 # ## Before and after
 #
-# The first support set, one class after the other. In each block: the training picture; the decoder's picture of its
-# **unedited** embedding, which shows what the decoder loses by itself; the picture of the **edited** embedding, drawn
-# from the same noise; and the real training picture whose embedding is nearest to the edited one, which no decoder can
-# have made up.
+# The first four landbirds and the first four waterbirds of the first support set, not chosen by what they show. From
+# top to bottom: the training picture; the decoder's picture of its **unedited** embedding, which shows what the decoder
+# loses by itself; the picture of the **edited** embedding, drawn from the same noise; and the real training picture
+# whose embedding is nearest to the edited one, which no decoder can have made up.
 
-# %%
-show = torch.tensor([0, 1, 2, 3, 4, 5, 16, 17, 18, 19, 20, 21])
+# %% tags=["opening"]
+show = torch.tensor([0, 1, 2, 3, 16, 17, 18, 19])
 drawn_before = decode(pipeline, before[show], seed=1, same_noise=False)
 drawn_after = decode(pipeline, after[show], seed=1, same_noise=False)
-nearest = (after[show] @ e_train.x.T).argmax(dim=1)
-blocks = torch.cat(
-    [train.x[rows[show]], drawn_before, drawn_after, train.x[nearest]]
-)
-image_grid(
-    blocks,
+nearest = train.x[(after[show] @ e_train.x.T).argmax(dim=1)]
+figure = image_grid(
+    torch.cat([train.x[rows[show]], drawn_before, drawn_after, nearest]),
     columns=len(show),
     labels=["picture", "unedited", "edited", "nearest real"],
     title="Some landbirds (left) lose their land, some waterbirds their water",
 )
+alt = "Eight birds in four rows: picture, unedited, edited, nearest real"
+figure.update_layout(meta={"alt": alt})
+
+# %%
+from caml_core.clip_space import flips
+
+drawn = embed_images(clip, drawn_before), embed_images(clip, drawn_after)
+pictured = {word: int(n.sum()) for word, n in flips(clip, *drawn).items()}
+print(f"of {len(show)} decoded pairs, CLIP reads differently: {pictured}")
+assert 0 < pictured["background"] < len(show)
 
 # %% [markdown]
 # Look at the columns one by one before you read on. In some of them nothing happens but a shade. That is part of the
 # result.
 #
-# The way from one to the other can be walked. The slider moves all examples along the great circle between the two
-# embeddings, with the noise held fixed.
+# The way from one to the other can be walked: along the great circle between the two embeddings, with the noise held
+# fixed. Move the slider from the unedited to the edited embedding.
 
 # %%
-import plotly.graph_objects as go
-import torch.nn.functional as F
-from caml_core.figures import data_uri
+from caml_core.clip_space import turn
+from caml_core.figures import contact_sheet, picture_slider
 
-walk = show[[0, 1, 2, 3, 6, 7, 8, 9]]
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-
-
-def between(start, end, share):
-    """Points on the great circle from start to end, unit vectors (N, width)."""
-    angle = torch.acos((start * end).sum(1, keepdim=True).clamp(-1, 1))
-    mixed = ((1 - share) * angle).sin() * start + (share * angle).sin() * end
-    return F.normalize(mixed, dim=1)
-
-
-def strip(share):
-    """The walkers' pictures side by side, enlarged three times: uint8 (H, W, 3)."""
-    there = between(before[walk], after[walk], share)
-    x = decode(pipeline, there, seed=1, same_noise=False)
-    x = torch.cat(list(x), dim=2)
-    return (
-        x.repeat_interleave(3, 1)
-        .repeat_interleave(3, 2)
-        .permute(1, 2, 0)
-        .numpy()
-    )
-
-
-strips = [strip(share) for share in SHARES]
-height, width = strips[0].shape[:2]
-
-
-def layer(pixels):
-    return {
-        "source": data_uri(pixels, "JPEG"),
-        "xref": "x",
-        "yref": "y",
-        "x": 0,
-        "y": 0,
-        "sizex": width,
-        "sizey": height,
-        "sizing": "stretch",
-        "layer": "below",
-    }
-
-
-figure = go.Figure(
-    go.Scatter(x=[0, width], y=[0, height], mode="markers", marker_opacity=0)
+PERCENT = (0, 20, 40, 60, 80, 100)
+start, end = before[show], after[show]
+whole = torch.acos((start * end).sum(dim=1).clamp(-1, 1))  # angles
+walk = [turn(start, end, p / 100 * whole) for p in PERCENT]
+drawn = [decode(pipeline, e, seed=1, same_noise=False) for e in walk]
+figure = picture_slider(
+    [contact_sheet(pictures, columns=4) for pictures in drawn],
+    [f"{p}%" for p in PERCENT],
+    prefix="share of the edit: ",
+    rows=["landbirds", "waterbirds"],
+    title="On the way to the edit, some birds change their background",
 )
-figure.frames = [
-    go.Frame(name=f"{share:.0%}", layout={"images": [layer(pixels)]})
-    for share, pixels in zip(SHARES, strips)
-]
-figure.update_layout(
-    title="From the unedited embedding to the edited one",
-    images=[layer(strips[0])],
-    height=290,
-    showlegend=False,
-    margin={"l": 10, "r": 10, "t": 50, "b": 10},
-    sliders=[
-        {
-            "currentvalue": {"prefix": "share of the edit: "},
-            "steps": [
-                {
-                    "label": frame.name,
-                    "method": "animate",
-                    "args": [
-                        [frame.name],
-                        {"mode": "immediate", "frame": {"redraw": True}},
-                    ],
-                }
-                for frame in figure.frames
-            ],
-        }
-    ],
-)
-figure.update_xaxes(visible=False, range=[0, width], constrain="domain")
-figure.update_yaxes(visible=False, range=[height, 0], scaleanchor="x")
-figure.show()
+figure.update_layout(meta={"alt": "Eight decoded birds, with a slider"})
 
 # %% [markdown]
 # ## Along which words?
@@ -279,12 +227,14 @@ figure.show()
 # $$\cos\big(e' - e,\; t_\text{water} - t_\text{land}\big).$$
 #
 # For bird and background we count a move as positive when it goes *towards the label's own side* (a waterbird towards
-# "water", a landbird towards "land"). The paper's claim becomes: **cosines with the background are negative, and larger
-# than those of any other word.** The null is a random move of the same length on the same sphere. It is not exactly 0:
-# on a sphere every way leads a little away from what one has.
+# "water", a landbird towards "land"). The paper's claim becomes: **cosines with the background are negative, and farther
+# from 0 than those of any other word.** The control is a random move of the same length on the same sphere. Its cosine
+# is not exactly 0: on a sphere every way leads a little away from what one has.
 
 # %%
+import plotly.graph_objects as go
 from caml_core.clip_space import along, random_moves
+from caml_core.figures import ATTRIBUTE, CHANCE, LABEL, METHOD_COLOURS
 from caml_core.tiny_clip import prompts, text_centres
 
 moves = after - before
@@ -304,10 +254,11 @@ def cosines(there):
 
 
 edited, random = cosines(after), cosines(control)
+RANDOM, EDIT = CHANCE, METHOD_COLOURS["hsfm"]
 figure = go.Figure()
 for name, found, colour in (
-    ("random move", random, "#999999"),
-    ("HSFM's edit", edited, "#0072B2"),
+    ("random move", random, RANDOM),
+    ("HSFM's edit", edited, EDIT),
 ):
     figure.add_box(
         x=[word for word in WORDS for _ in y],
@@ -319,10 +270,10 @@ for name, found, colour in (
 figure.update_layout(
     boxmode="group",
     title="Edits leave the label's usual background",
-    yaxis_title="cosine with the word's direction",
+    yaxis_title="cosine with the direction",
     xaxis_title="word",
+    meta={"alt": "Cosines of edits and of random moves with four words"},
 )
-figure.show()
 
 # %%
 for word in WORDS:
@@ -333,6 +284,12 @@ for word in WORDS:
 assert edited["background"].mean() < -0.2
 assert edited["background"].mean() < edited["bird"].mean() - 0.1
 assert edited["background"].mean() < random["background"].mean() - 0.1
+length = moves.norm(dim=1).mean()
+on_land, on_water = (e_train.x[e_train.group == g].mean(dim=0) for g in (0, 1))
+apart = (on_water - on_land).norm()
+print(f"mean length of an edit {length:.2f}; landbirds on land are", end=" ")
+print(f"{apart:.2f} from landbirds on water")
+assert 0.6 < length / apart < 1.4
 
 # %% [markdown]
 # ## What flips
@@ -341,14 +298,12 @@ assert edited["background"].mean() < random["background"].mean() - 0.1
 # now see another background? Another bird?
 
 # %%
-from caml_core.clip_space import flips
-
 ATTRIBUTES = ("background", "bird", "colour", "facing", "size")
 figure = go.Figure()
 share = {}
 for name, there, colour in (
-    ("random move", control, "#999999"),
-    ("HSFM's edit", after, "#0072B2"),
+    ("random move", control, RANDOM),
+    ("HSFM's edit", after, EDIT),
 ):
     share[name] = {
         key: 100 * float(value.float().mean())
@@ -362,10 +317,12 @@ for name, there, colour in (
     )
 figure.update_layout(
     title="The background flips several times as often as by chance",
-    yaxis_title="support examples read differently, %",
+    yaxis_title="read differently (%)",
     xaxis_title="attribute",
+    meta={"alt": "Readings changed by edits and by random moves"},
 )
-figure.show()
+
+# %%
 hsfm_share, chance = share["HSFM's edit"], share["random move"]
 assert hsfm_share["background"] > 2 * chance["background"]
 assert hsfm_share["background"] > hsfm_share["bird"]
@@ -386,15 +343,22 @@ for record in stored("edits"):
     runs.setdefault(record["run"], []).append(record)
 
 
+def values(name, metric):
+    """One number for each set of scenes."""
+    return np.array([r["metrics"][metric]["value"] for r in runs[name]])
+
+
 def cell(name, metric, digits=0):
-    values = [r["metrics"][metric]["value"] for r in runs[name]]
-    return f"{np.mean(values):.{digits}f}\u00a0±\u00a0{np.std(values, ddof=1):.{digits}f}"
+    found = values(name, metric)
+    return (
+        f"{found.mean():.{digits}f}\u00a0±\u00a0{found.std(ddof=1):.{digits}f}"
+    )
 
 
 etas = [name.split()[-1] for name in runs if name.startswith("hsfm")]
 lines = [
-    "| move | length | cosine with background | with bird | background flips, % "
-    "| bird flips, % | colour flips, % |",
+    "| move | length | cosine with background | cosine with bird "
+    "| background flips (%) | bird flips (%) | colour flips (%) |",
     "|:--|--:|--:|--:|--:|--:|--:|",
 ]
 for eta in etas:
@@ -415,54 +379,60 @@ Markdown("\n".join(lines))
 Markdown(f"*HSFM, η = 0.01*: {describe(runs['hsfm, eta 0.01'])}")
 
 # %%
-middle = ("hsfm, eta 0.01", "random, eta 0.01")
-for metric in (
-    "along background",
-    "along bird",
-    "flip background",
-    "flip bird",
-):
-    d = paired_difference(runs[middle[0]], runs[middle[1]], metric)
+signs = {}
+for eta in etas:
+    names = f"hsfm, eta {eta}", f"random, eta {eta}"
+    d = paired_difference(*(runs[n] for n in names), "along background")
+    signs[eta] = d["mean"], d["high"]
     print(
-        f"{metric}: HSFM - random {d['mean']:+.2f} "
+        f"η = {eta}, cosine with background, HSFM - random: {d['mean']:+.2f} "
         f"[{d['low']:+.2f}, {d['high']:+.2f}], {d['n']} sets of scenes"
     )
-d = paired_difference(runs[middle[0]], runs[middle[1]], "along background")
-assert d["high"] < 0
+assert all(mean < 0 for mean, _ in signs.values())
+assert all(high < 0 for _, high in list(signs.values())[1:])
+middle = ("hsfm, eta 0.01", "random, eta 0.01")
 
 # %%
 figure = go.Figure()
 for kind, dash in (("hsfm", "solid"), ("random", "dot")):
     for word, colour in (
-        ("background", "#D55E00"),
-        ("bird", "#0072B2"),
-        ("colour", "#999999"),
+        ("background", ATTRIBUTE),
+        ("bird", LABEL),
+        ("colour", CHANCE),
     ):
         names = [f"{kind}, eta {eta}" for eta in etas]
-        mean = {
-            metric: [
-                np.mean([r["metrics"][metric]["value"] for r in runs[n]])
-                for n in names
-            ]
-            for metric in ("length", f"flip {word}")
-        }
         figure.add_scatter(
-            x=mean["length"],
-            y=mean[f"flip {word}"],
+            x=[values(name, "length").mean() for name in names],
+            y=[values(name, f"flip {word}").mean() for name in names],
             name=f"{word}, {'HSFM' if kind == 'hsfm' else 'random'}",
             line={"color": colour, "dash": dash},
         )
 figure.update_layout(
-    title="Middling edits change the background first; long ones change everything",
-    xaxis_title="length of the move (two antipodes lie 2 apart)",
-    yaxis_title="read differently, %",
+    title="Middling edits change the background most; long ones the colour",
+    xaxis_title="length of the move (sphere: radius 1)",
+    yaxis_title="read differently (%)",
+    height=450,
+    meta={"alt": "Readings changed, by length, for edits and random moves"},
 )
-figure.show()
+
+# %%
+flip = {
+    (word, eta): values(f"hsfm, eta {eta}", f"flip {word}").mean()
+    for word in ("background", "bird", "colour")
+    for eta in etas
+}
+assert max(flip[word, etas[0]] for word in ("background", "colour")) < 2
+assert flip["background", "0.01"] > flip["bird", "0.01"] + 5
+assert flip["background", "0.01"] > flip["colour", "0.01"]
+assert flip["colour", "0.03"] > flip["background", "0.03"]
+by_chance = values("random, eta 0.03", "flip colour").mean()
+assert flip["colour", "0.03"] < 1.3 * by_chance
 
 # %% [markdown]
-# The claim holds in its direction: at every size, edits point away from the label's usual background, and clearly more
-# so than random moves of the same length. But *how much of the picture* changes is set by $\eta$. Short edits show
-# nothing at all; long ones repaint colour, size and bird too. A figure of decoded edits is a figure at one chosen $\eta$.
+# The claim holds in its direction: in the mean over five sets of scenes edits point away from the label's usual
+# background at every size, and more so than random moves as long. For the shortest edits the interval still touches 0.
+# But *how much of the picture* changes is set by $\eta$. Short edits show nothing at all; long ones repaint the colour,
+# about as often as random moves as long. A figure of decoded edits is a figure at one chosen $\eta$.
 #
 # And whose background flips? A support set is drawn from biased training data, so nearly all of it is majority.
 
@@ -472,12 +442,18 @@ for name in ("hsfm, eta 0.01", "random, eta 0.01"):
         cell(name, f"flip background of {g}") for g in ("majority", "minority")
     ]
     print(f"{name}: majority {shares[0]} %, minority {shares[1]} %")
+by_group = [
+    values(middle[0], f"flip background of {g}")
+    for g in ("majority", "minority")
+]
+assert by_group[0].min() > by_group[1].max()
 
 # %% [markdown]
-# HSFM flips the background of majority examples: it makes the minority that the training set lacks. The few minority
+# HSFM flips the background of majority examples, which makes of them what the training set lacks. The few minority
 # examples keep theirs.
 #
-# All this is read from embeddings. In the decoded pictures (one support set of each five) it is blurred by the decoder:
+# All this is read from embeddings. In the decoded pictures (one support set of each five) the decoder's slips come on
+# top:
 
 # %%
 for word in ("background", "bird", "colour"):
@@ -489,11 +465,14 @@ d = paired_difference(
 print(
     f"background, HSFM - random: {d['mean']:+.0f} [{d['low']:+.0f}, {d['high']:+.0f}]"
 )
-assert d["mean"] > 5
+assert d["low"] > 0
+for word in ("bird", "colour"):
+    d = paired_difference(*(runs[n] for n in middle), f"decoded flip {word}")
+    assert d["low"] < 0 < d["high"]
 
 # %% [markdown]
-# The background of a picture still changes more often than by chance. Its bird changes about as often after a random move
-# as after an edit: a slip of the decoder, not a finding.
+# The background of a picture still changes more often than by chance. Its bird and its colour change about as often
+# after a random move as after an edit: with this decoder, no finding.
 #
 # ## Is it the edit that repairs the head?
 
@@ -502,8 +481,8 @@ lines = ["| head | WGA | average |", "|:--|--:|--:|"]
 for name, label in (
     ("erm-head", "ERM, 8 epochs"),
     ("erm-head, long", "ERM, 30 epochs"),
-    ("dfr", "DFR: no edit, balanced data"),
-    ("unedited support", "HSFM's training on the unedited support"),
+    ("dfr", "DFR (deep feature reweighting): balanced data"),
+    ("unedited support", "HSFM's training, support unedited"),
     ("hsfm, eta 0.001", "HSFM, η = 0.001"),
     ("hsfm, eta 0.01", "HSFM, η = 0.01"),
 ):
@@ -512,36 +491,36 @@ for name, label in (
 Markdown("\n".join(lines))
 
 # %%
-d = paired_difference(
-    runs["hsfm, eta 0.01"], runs["unedited support"], "worst_group"
-)
-print(
-    f"WGA, HSFM - unedited support: {d['mean']:+.1f} "
-    f"[{d['low']:+.1f}, {d['high']:+.1f}]"
-)
+gain = {}
+for name, other in (
+    ("unedited support", "erm-head"),
+    ("hsfm, eta 0.001", "unedited support"),
+    ("hsfm, eta 0.01", "unedited support"),
+    ("erm-head, long", "unedited support"),
+):
+    d = paired_difference(runs[name], runs[other], "worst_group")
+    gain[name] = d["mean"]
+    print(
+        f"WGA, {name} - {other}: {d['mean']:+.1f} "
+        f"[{d['low']:+.1f}, {d['high']:+.1f}]"
+    )
+    assert d["low"] > 0
+assert gain["unedited support"] > 2 * gain["hsfm, eta 0.01"]
+assert gain["hsfm, eta 0.001"] > gain["hsfm, eta 0.01"] / 2
 
 # %% [markdown]
 # HSFM has two parts: edits, and a head that is trained for $40 \times T$ further steps on the support set, with the epoch
-# chosen on validation. The row *unedited support* has the second part alone. Compare it with the rows around it before
-# you credit the edits: the pictures show where edits go, and not that they were needed.
+# chosen on validation. The row *support unedited* has the second part alone, and in the mean it makes most of the gain.
+# The edits add the rest, even those too short to be seen. And ordinary training gets as far without any, if it goes on.
 #
 # ## What the pictures prove
 #
-# - **They show** that an edit, decoded, changes what the decoder draws, while the same noise and the unedited embedding
-#   do not. That the change is the background, more often than chance.
-# - **They do not show** that the network "thinks of" backgrounds: an edit is a vector that helps a linear head. Nor
-#   that the edit repaired the head. Nor what another decoder would draw; ours knows only birdscapes, so *every* vector
-#   becomes a bird in a scene.
+# - **They show** that an edit, decoded, changes the background more often than chance, while the same noise and the
+#   unedited embedding do not.
+# - **They do not show** that the edit repaired the head: edits that no picture shows do so nearly as well. Nor that the
+#   network "thinks of" backgrounds: an edit is a vector that helps a linear head. Nor what another decoder would draw;
+#   ours knows only birdscapes, so *every* vector becomes a bird in a scene.
 # - **The nearest real picture** is the sober version of the same figure. It needs no decoder at all.
-
-# %%
-pictured = flips(
-    clip, embed_images(clip, drawn_before), embed_images(clip, drawn_after)
-)
-print(
-    f"of {len(show)} decoded pairs, the background is read differently in "
-    f"{int(pictured['background'].sum())}, the bird in {int(pictured['bird'].sum())}"
-)
 
 # %% [markdown]
 # ## The same on photographs
@@ -562,51 +541,46 @@ print(
 # The probes want the text encoder that belongs to the image encoder: `load_clip("ViT-H-14", "laion2b_s32b_b79k")`
 # for `"sd-unclip"`, `load_clip("ViT-L-14", "openai")` for the small one.
 #
-# > **Not run here.** The pages of this book are made on a machine without a GPU and without these weights. What you see
-# > above comes from `MODEL = "tiny"`. The path for `"sd-unclip"` is tested with a model of the same classes
-# > that has a few thousand random weights, so it is known to run, and it is not known what it draws. The figures in the
-# > table are estimates from the sizes of the weights and the usual speed of Stable Diffusion, not measurements.
+# > **Not run here.** The pages of this book are made on a machine without a GPU and without these weights. The path for
+# > `"sd-unclip"` is tested with a model of the same classes that has a few thousand random weights: it is known to run,
+# > and not known what it draws. The table holds estimates from the sizes of the weights and the usual speed of Stable
+# > Diffusion, not measurements.
 #
 # | | `"sd-unclip-small"` | `"sd-unclip"` |
 # |:--|:--|:--|
 # | image encoder, width of an embedding | ViT-L/14, 768 | ViT-H/14, 1,024 |
-# | to download once (estimate) | 5 to 6 GB | 4 GB |
-# | weights in memory, float16 (estimate) | 3 GB | 4 GB |
+# | to download once | 5 to 6 GB | 4 GB |
+# | weights in memory, float16 | 3 GB | 4 GB |
 # | free GPU memory | from 4 GiB, better 12 | from 4 GiB, better 12 |
-# | one picture, 768 x 768, 20 steps, on a T4 (estimate) | 5 to 15 s | 5 to 15 s |
-# | a hundred pictures on a T4 (estimate) | 10 to 25 min | 10 to 25 min |
-# | embedding 4,000 images on a T4 (estimate) | 1 to 3 min | 1 to 3 min |
+# | one picture, 768 x 768, 20 steps, on a T4 | 5 to 15 s | 5 to 15 s |
+# | embedding 4,000 images on a T4 | 1 to 3 min | 1 to 3 min |
 #
-# With less than 12 GiB free, the parts of the model visit the GPU in turn, which is slower. `pip install accelerate`
-# if it says so. If the GPU still runs out of memory, give `decode` a smaller `batch_size`.
+# With less than 12 GiB free, the parts of the model visit the GPU in turn, which is slower and needs `pip install
+# accelerate`. If memory still runs out, give `decode` a smaller `batch_size`.
 #
 # **The weights.** Stability AI took Stable Diffusion 2 off the Hub in November 2025. `load_unclip("sd-unclip")` still
-# works where the files are in your cache. Otherwise it says so and names a copy that others keep: give
-# `MODEL = "sd2-community/stable-diffusion-2-1-unclip"`, or the path of a folder with the files. Only safetensors are
-# read, because a pickle can run code when it is opened. The copy is not Stability AI's, and the book has not
-# compared the two.
+# works where the files are in your cache; otherwise it names a copy that others keep
+# (`"sd2-community/stable-diffusion-2-1-unclip"`), which the book has not compared with the original. The path of a
+# folder with the files works, too. Only safetensors are read, because a pickle can run code when it is opened.
 #
-# **The data.** `load("waterbirds")` and `load("celeba")` look for the folders that their authors ship, under the folder
-# `$CAML_DATA` or the one given as `data_dir=`; chapter [03](03_datasets.ipynb) says how to get them. The first
-# call decodes every image once, to 224 pixels (some 30 GB of disk for CelebA); after that only the rows that you embed
-# are read. CelebA's training split has more than 160,000 of them: embed a few thousand, as the cell above does.
+# **The data.** Chapter [03](03_datasets.ipynb) says how to get Waterbirds and CelebA. The first call decodes every image
+# once, to 224 pixels (some 30 GB of disk for CelebA). Embed a few thousand, as the cell above does.
 #
 # **Before you show a picture.** The weights have the CreativeML Open RAIL++-M licence, which forbids a list of harmful
 # uses and wants that list passed on. This pipeline has no safety checker: look at every picture yourself. CelebA shows
 # real people and labels them "male" or not by somebody's guess. A face drawn from an edited embedding is nobody's, and
 # it says nothing about the person in the photograph. Read it as a picture of what the *embedding* confuses.
-
-# %% [markdown]
+#
 # ## What we saw
 #
-# - CLIP embeddings live on a small part of a sphere. Edits must stay there, or they leave for directions that mean
-#   nothing; principal directions and a projection do it in two lines.
-# - HSFM's edits point away from the background that goes with the label, more so than random moves of the same length,
-#   at every size of an edit. It is the majority examples whose background flips.
-# - The size $\eta$ decides what a picture shows. With edits too small to see the head is nearly repaired; with large
-#   ones colour, size and bird change along with the background.
-# - The head's own further training, without any edit, has to be in the table. So do the round trip and the nearest real
-#   picture in the figure.
+# - CLIP embeddings fill a small part of a sphere, here fewer than 20 of 64 directions. Edits must stay there;
+#   principal directions and a projection do it in two lines.
+# - HSFM's edits point away from the background that goes with the label, in the mean more so than random moves as long.
+#   It is the majority examples whose background flips.
+# - The size $\eta$ decides what a picture shows. With edits too short to see, the head is nearly repaired; long ones
+#   change the colour even more often than the background.
+# - In the mean most of the head's gain is its own further training, without any edit; the edits add the rest. That
+#   control has to be in the table, and the round trip and the nearest real picture in the figure.
 #
 # ## Turn these knobs
 #
@@ -616,41 +590,49 @@ print(
 #
 # ## Exercises
 #
-# 1. The support sets hold a few minority examples, such as a waterbird on land. Does their background flip as often?
+# **Exercise 1: the minority.** The support sets hold a few minority examples, such as a waterbird on land. Does their
+# background flip as often?
+
+# %% tags=["hide-cell", "solution"]
+# @title Solution 1 { display-mode: "form" }
+changed = flips(clip, before, after)["background"].double()
+rare = e_train.is_minority[rows]
+print(f"{int(rare.sum())} minority examples of {len(rare)}")
+print(f"flips: {changed[rare].mean():.0%} of them, {changed[~rare].mean():.0%}")
+assert changed[rare].mean() < changed[~rare].mean()
+
+# %% [markdown]
+# **Exercise 2: an edit by hand.** Move each support embedding along $t_\text{water} - t_\text{land}$, as far as its edit
+# went, away from the label's side. Draw what becomes of it. Which of the two edits is purer?
 #
-# <details><summary>Solution</summary>
+# <details><summary>Solution 2</summary>
 #
-# ```python
-# changed = flips(clip, before, after)["background"]
-# minority = e_train.is_minority[rows]
-# print(changed[minority].float().mean(), changed[~minority].float().mean())
-# ```
-#
-# There are only a handful of them: the record has both shares over five sets of scenes
-# (`flip background of minority`), with their spread.
-#
-# </details>
-#
-# 2. Edit by hand. Move each support embedding along $t_\text{water} - t_\text{land}$ by the length of its edit, away from
-#    the label's side, and train the head on that.
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# low, high = text_centres(clip, prompts("background")[0])
-# away = F.normalize(high - low, dim=0) * (1 - 2 * y)[:, None]
-# by_hand = F.normalize(before + moves.norm(dim=1, keepdim=True) * away, dim=1)
-# image_grid(
-#     torch.cat([drawn_before, decode(pipeline, by_hand[show], seed=1, same_noise=False)]),
-#     columns=len(show), title="Moved by words",
-# )
-# ```
-#
-# The pictures change their background and little else, which HSFM's do not: an edit that helps the head is not the
-# same as an edit that one would make by hand.
+# The edit by hand: it changes nearly every background and little else. An edit that helps the head is not the same as
+# an edit that one would make by hand.
 #
 # </details>
-#
+
+# %% tags=["hide-cell", "solution"]
+# @title Solution 2 { display-mode: "form" }
+low, high = text_centres(clip, prompts("background")[0])
+away = (high - low) * (1 - 2 * y)[:, None]
+by_hand = turn(before, away, 2 * torch.asin(moves.norm(dim=1) / 2))
+pure = {
+    key: 100 * value.double().mean().item()
+    for key, value in flips(clip, before, by_hand).items()
+}
+print({key: f"{value:.0f}%" for key, value in pure.items()})
+assert pure["background"] > hsfm_share["background"] + 30
+assert pure["colour"] < hsfm_share["colour"]
+drawn = decode(pipeline, by_hand[show], seed=1, same_noise=False)
+image_grid(
+    torch.cat([drawn_before, drawn]),
+    columns=len(show),
+    labels=["unedited", "by hand"],
+    title="Moved by words, birds change their background and little else",
+)
+
+# %% [markdown]
 # ## References
 #
 # - S. Yazdan Parast et al. HSFM: hard-set-guided feature-space meta-learning. ECCV 2026.

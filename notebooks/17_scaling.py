@@ -21,7 +21,7 @@
 # middle and go on, and estimate what breaks first when a hundred runs become a million.
 #
 # > **Before you start.** Chapter [01](01_shortcuts.ipynb) is enough. This takes about a minute and 1 GB of memory on a
-# > laptop; nothing is downloaded. One part uses [Ray](https://docs.ray.io) where it is installed (`pip install
+# > laptop; a GPU is not used, and nothing is downloaded. One part uses [Ray](https://docs.ray.io) where it is installed (`pip install
 # > "caml_core[ray]"`) and says so where it is not.
 
 # %% tags=["hide-input"]
@@ -82,7 +82,8 @@ assert len(runs) == 2 * 3
 
 # %% [markdown]
 # `queries-from` says that two methods are compared on *the same* labels: *append* asks, and the others buy what it
-# bought. So they must wait for it. That is all the order there is, and the list never has to say it.
+# bought (chapter [07](07_caml.ipynb)). So they must wait for it. That is all the order there is, and the list never has
+# to say it.
 #
 # A list is read as a whole before anything is run. A misspelt setting should cost a second, not a night:
 
@@ -251,11 +252,12 @@ def makespan(seconds, seller, workers):
     return max(done.values())
 
 
-# %%
+# %% tags=["opening"]
 import plotly.graph_objects as go
-from caml_core.figures import CHANCE, LABEL, use_book_style
+from caml_core.figures import CHANCE, use_book_style
 
 use_book_style()
+INK = "#3b4048"
 WORKERS = [1, 2, 4, 8, 16, 32, 64]
 alone = sum(seconds.values())
 speedup = [alone / makespan(seconds, seller, w) for w in WORKERS]
@@ -264,7 +266,7 @@ bound = alone / chain
 figure = go.Figure()
 figure.add_scatter(
     x=WORKERS, y=[round(s, 2) for s in speedup], mode="lines+markers",
-    name="this table", line_color=LABEL,
+    name="this table", line_color=INK,
 )  # fmt: skip
 figure.add_scatter(
     x=WORKERS, y=WORKERS, mode="lines", name="W times as fast",
@@ -277,6 +279,11 @@ figure.add_annotation(
 )  # fmt: skip
 figure.update_layout(
     title="More workers help until one long chain is all that is left",
+    meta={
+        "alt": "Speed against workers on logarithmic axes: close to W times as "
+        "fast at first, then level at all work over the longest chain."
+    },
+    margin_r=10,
     xaxis={"title": "workers W", "type": "log", "tickvals": WORKERS},
     yaxis={
         "title": "times as fast as one worker",
@@ -302,21 +309,12 @@ assert speedup[-1] < 0.5 * WORKERS[-1]
 # ## Packing a GPU
 #
 # Our networks are small: one run leaves most of a GPU idle. `--gpus-per-run 0.25` lets four share it. Does that pay?
-# Runs an hour against runs at a time is a measurement, not an opinion, and it needs a GPU.
+# Runs an hour against runs at a time is a measurement, not an opinion, and it needs a GPU: `python -m caml_core sweep
+# results/tables/digits.toml --device cuda --gpus-per-run 0.25 --out results/packing_4.json`, and so on for each row.
 
 # %%
-from IPython.display import Markdown
-
-TABLES = (
-    "digits",
-    "regimes",
-    "birdscapes",
-    "dominoes10",
-    "heads",
-    "heads_resnet",
-    "heads_birdscapes",
-)
 from caml_core.published import by_run, markdown
+from IPython.display import Markdown
 
 rows = []
 for share in (1, 0.5, 0.25, 0.125):
@@ -324,22 +322,15 @@ for share in (1, 0.5, 0.25, 0.125):
     made = [record for group in by_run(name).values() for record in group]
     hours = sum(record["provenance"]["wall_seconds"] for record in made) / 3600
     rate = f"{len(made) / (hours * share):.0f}" if made else "not run"
-    command = (
-        "python -m caml_core sweep results/tables/digits.toml --device cuda"
-    )
-    rows.append(
-        [
-            f"{1 / share:.0f}",
-            rate,
-            f"`{command} --gpus-per-run {share} --out results/{name}.json`",
-        ]
-    )
-Markdown(markdown(("runs at a time", "runs/hour", "command"), rows))
+    rows.append([f"{1 / share:.0f}", rate, f"`--gpus-per-run {share}`", name])
+Markdown(markdown(("runs at a time", "runs/hour", "with", "file"), rows))
 
 # %% [markdown]
 # What did the stored tables cost? Hours are of one core or one GPU, whatever the record names.
 
 # %%
+TABLES = ("digits", "regimes", "birdscapes", "dominoes10", "heads",
+          "heads_resnet", "heads_birdscapes")  # fmt: skip
 rows = []
 for name in TABLES:
     made = [record for group in by_run(name).values() for record in group]
@@ -444,7 +435,7 @@ def busy(rate, mean_seconds, workers):
 
 
 SIZES = [10, 30, 100, 300, 1000, 3000, 10000]
-colours = ("#0072B2", "#E69F00", "#009E73")
+colours = (INK, "#8A5FBF", "#009E73")
 figure, shares = go.Figure(), {}
 for length, colour in zip((1, 10, 100), colours):
     shares[length] = [100 * busy(RATE, length, w) for w in SIZES]
@@ -459,7 +450,12 @@ for length, colour in zip((1, 10, 100), colours):
     )  # fmt: skip
 figure.update_layout(
     title="Short runs leave a large cluster idle (dots: the bound)",
-    xaxis={"title": "workers W", "type": "log", "tickvals": SIZES},
+    meta={
+        "alt": "Time spent computing against workers for runs of 1, 10 and 100 "
+        "seconds: the shorter the runs, the earlier the fall."
+    },
+    margin_r=10,
+    xaxis={"title": "workers W", "type": "log", "tickvals": SIZES[::2]},
     yaxis={"title": "time spent computing (%)", "range": [0, 104]},
 )
 
@@ -497,13 +493,16 @@ figure = go.Figure(
         x=[round(1000 * seconds_each[n], 3) for n in names],
         y=[n.replace(": ", ":<br>") for n in names],
         orientation="h",
-        marker_color=LABEL,
+        marker_color=INK,
     )
 )
 figure.update_layout(
     title="Beside the run itself: milliseconds, some of them paid by one machine",
-    xaxis={"title": "milliseconds a run"},
-    yaxis_automargin=True,
+    meta={
+        "alt": "Bars of milliseconds a run for scheduler, list, filesystem, data."
+    },
+    xaxis={"title": "milliseconds a run", "nticks": 5},
+    margin_r=10,
 )
 
 # %% [markdown]
@@ -545,23 +544,67 @@ shutil.rmtree(folder)
 #
 # ## Exercises
 #
-# 1. Write a list with three learning rates, two methods and five seeds. How many runs are it, and how many of them
-#    must be made again when you add a fourth learning rate?
-# 2. Why does a run that buys labels carry the identity of its seller in its own, and not only the seller's name?
-# 3. A worker is lost after it wrote its record and before it reported it. Which line of `execute` in
-#    `caml_core/sweep.py` keeps the run from being made twice?
-# 4. Your cluster has a thousand workers, and a run takes five seconds. From the rate measured above: what share of the
-#    cluster works, and how many seeds must a task hold?
+# **Exercise 1: one more value.** Write a list with three learning rates, two methods and five seeds. How many runs are
+# it, and how many of them must be made again when you add a fourth learning rate?
+
+# %% tags=["hide-cell", "solution"]
+# @title Solution 1 { display-mode: "form" }
+GRID = """
+dataset = "birdscapes"
+lr = [0.0003, 0.001, 0.003]
+method = ["append", "balanced"]
+seed = [0, 1, 2, 3, 4]
+name = "{method} {lr}"
+[[runs]]
+"""
+with tempfile.TemporaryDirectory() as place:
+    file = Path(place) / "grid.toml"
+    made = []
+    for text in (GRID, GRID.replace("0.003]", "0.003, 0.01]")):
+        file.write_text(text)
+        made.append({run.identity for run in expand(file)})
+print(f"{len(made[0])} runs; {len(made[0] - made[1])} to be made again,")
+print(f"{len(made[1] - made[0])} new ones")
+assert len(made[0]) == 3 * 2 * 5
+assert made[0] < made[1]
+
+# %% [markdown]
+# **Exercise 2: the seller's identity.** Why does a run that buys labels carry the identity of its seller in its own, and
+# not only the seller's name?
 #
-# <details><summary>Solutions</summary>
+# <details><summary>Solution 2</summary>
 #
-# 1. Thirty; none of them, only the ten new ones are made.
-# 2. A name survives when the seller's settings change, and then the labels are others.
-# 3. The first one inside `try`: where there is a record, it is read.
-# 4. At most $r s / W$ with $s = 5$ and $W = 1000$; a task of $k$ seeds lasts $k$ times as long, so $k \ge W / (r s)$.
+# A name survives when the seller's settings change, and then the labels are others.
 #
 # </details>
 #
+# **Exercise 3: lost at the door.** A worker is lost after it wrote its record and before it reported it. Which line of
+# `execute` in `caml_core/sweep.py` keeps the run from being made twice?
+#
+# <details><summary>Solution 3</summary>
+#
+# The first one inside `try`: where there is a record, it is read.
+#
+# </details>
+#
+# **Exercise 4: bundles.** Your cluster has a thousand workers, and a run takes five seconds. From the rate measured
+# above: what share of the cluster works, and how many seeds must a task hold?
+#
+# <details><summary>Solution 4</summary>
+#
+# At most $r s / W$ with $s = 5$ and $W = 1000$; a task of $k$ seeds lasts $k$ times as long, so $k \ge W / (r s)$.
+#
+# </details>
+
+# %% tags=["hide-cell", "solution"]
+# @title Solution 4 { display-mode: "form" }
+k = max(1, math.ceil(1000 / (RATE * 5)))
+for seeds in sorted({1, k}):
+    share = busy(RATE, 5 * seeds, 1000)
+    print(f"{seeds} seeds a task: {100 * share:.0f}% of the cluster works")
+    assert share <= min(1, RATE * 5 * seeds / 1000) + 0.01
+
+# %% [markdown]
 # ## References
 #
 # - P. Moritz et al., [Ray: a distributed framework for emerging AI applications](https://arxiv.org/abs/1712.05889),
