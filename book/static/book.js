@@ -16,8 +16,11 @@ document.addEventListener("DOMContentLoaded", function () {
     button.removeAttribute("aria-label");
   });
   document.querySelectorAll(".theme-switch").forEach(function (icon) {
+    function drop() { icon.querySelectorAll("title").forEach(function (title) { title.remove(); }); }
     icon.removeAttribute("title");
-    icon.querySelectorAll("title").forEach(function (title) { title.remove(); });
+    icon.setAttribute("aria-hidden", "true");
+    drop(); // its <svg> may have come before or come later
+    new MutationObserver(drop).observe(icon, { childList: true, subtree: true });
   });
 
   document.querySelectorAll(".bd-sidebar-primary li > details > summary").forEach(function (summary) {
