@@ -12,7 +12,7 @@ import nbformat
 from nbformat import NotebookNode
 from PIL import Image, ImageOps
 
-from book.stills import figures_of
+from book.stills import DIV, LABEL, figures_of
 from caml_core.errors import CamlError
 
 FOLDER = Path("book", "static", "openings")  # of the stage; of the pages it is _static/openings
@@ -75,8 +75,8 @@ def show(notebook: NotebookNode, committed: Path, stage: Path) -> None:
     ImageOps.pad(white.convert("RGB"), PREVIEW, color="white").save(folder / f"{chapter}.png", optimize=True)
     shown = _PICTURE.format(
         chapter=chapter,
-        div=re.findall(r'<div id="([^"]+)"', figure)[0],
-        label=re.findall(r'aria-label="([^"]*)"', figure)[0],
+        div=DIV.findall(figure)[0],
+        label=LABEL.findall(figure)[0],
         caption=re.findall(r"<figcaption[^>]*>(.*?)</figcaption>", figure, re.DOTALL)[0],
         width=picture.width,
         height=picture.height,

@@ -23,12 +23,11 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from book import execute
-from caml_core.book_renderer import PLACEHOLDER
+from caml_core.book_renderer import PAGE_WIDTH, PLACEHOLDER
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-WIDTH = 720  # pixels
 _PAGE = """\
 <style>
 body { margin: 0; }
@@ -54,8 +53,8 @@ async function show(figures) {
 }
 const draw = Plotly.newPlot;
 </script>"""
-_DIV = re.compile(r'<div id="(book-figure-\d+)"')
-_LABEL = re.compile(r'aria-label="([^"]*)"')
+DIV = re.compile(r'<div id="(book-figure-\d+)"')
+LABEL = re.compile(r'aria-label="([^"]*)"')
 _IMAGE = """\
 <img class="dark-light" alt="{label}" style="width: 100%; height: 100%; object-fit: contain; object-position: top" \
 src="data:image/webp;base64,{picture}">"""
@@ -85,7 +84,7 @@ def _draw(missing: dict[Path, tuple[NotebookNode, list[NotebookNode]]]) -> str:
     try:
         with sync_playwright() as started:
             browser = started.chromium.launch(executable_path=chromium())
-            page = browser.new_page(viewport={"width": WIDTH, "height": 900}, offline=True)
+            page = browser.new_page(viewport={"width": PAGE_WIDTH, "height": 900}, offline=True)
             page.set_content(_PAGE % get_plotlyjs())
             for file, (notebook, figures) in missing.items():
                 page.evaluate("figures => show(figures)", "".join(figure.data["text/html"] for figure in figures))
@@ -106,9 +105,9 @@ def chromium() -> str | None:
 
 def _photograph(page: Page, figure: NotebookNode) -> None:
     shown = figure.data["text/html"]
-    photograph = page.locator("#" + _DIV.findall(shown)[0]).screenshot(omit_background=True)
+    photograph = page.locator("#" + DIV.findall(shown)[0]).screenshot(omit_background=True)
     picture = base64.b64encode(small(photograph)).decode()
-    image = _IMAGE.format(label=_LABEL.findall(shown)[0], picture=picture)
+    image = _IMAGE.format(label=LABEL.findall(shown)[0], picture=picture)
     figure.data["text/html"] = shown.replace(PLACEHOLDER, image, 1)
 
 

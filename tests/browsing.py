@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import sample_book  # noqa: F401  # so that `book` can be imported
 from conftest import require
+
+from book.stills import chromium as chromium_here
 
 FLAGS = [
     "--no-sandbox",
@@ -134,8 +135,7 @@ def shared(file: Path, html: Path) -> bool:
 
 @contextmanager
 def open_chromium() -> Iterator[Any]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    program = chromium_here()
     require(program, "no browser was found: install chromium or set CHROMIUM to its path")
     require(importlib.util.find_spec("playwright"), "playwright is not installed")
     from playwright.sync_api import sync_playwright

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from caml_core import store
-from caml_core.data import hub
+from caml_core.data import hub, sources
 from caml_core.data.fetch import File, disk_errors, download, extract
 from caml_core.errors import CamlError
 
@@ -211,7 +211,7 @@ def locate(name: str, data_dir: str | Path | None = None, download: bool = True)
         if recognised(dataset, folder):
             return folder
     missing = f"{name} was not found; tried " + ", ".join(map(str, tried))
-    if root := data_dir or os.environ.get("CAML_DATA"):
+    if root := _root(data_dir):
         remedy = f"put it into {root}: {dataset.by_hand}"
     else:
         missing += " (CAML_DATA is not set)"
@@ -284,8 +284,11 @@ def _unpack_parquet(
     dataset = CATALOGUE[name]
     if dataset.parquet is None or dataset.hub is None:
         return False
-    root = data_dir or os.environ.get("CAML_DATA")
-    files = hub.on_disk(Path(root).expanduser(), dataset.hub) if root else []
+    files: list[Path] = []
+    if root := _root(data_dir):
+        files = hub.on_disk(root / dataset.hub)
+        for file in files:
+            sources.check_sums(root, file)
     try:
         if not files:
             shards = hub.listed(dataset.hub)
@@ -298,7 +301,7 @@ def _unpack_parquet(
         print(f"{name}: not from the Hub ({error.what}); trying the authors' files")
         shutil.rmtree(stage, ignore_errors=True)
         return False
-    _write_sums(stage / "SHA256SUMS", stage)
+    _write_sums(stage / "SHA256SUMS", _sums(stage))
     return True
 
 
@@ -325,8 +328,8 @@ def verify(name: str, data_dir: str | Path | None = None) -> str:
     folder = locate(name, data_dir, download=False)
     cached = store.cache_dir() / "datasets" / name
     sums = [(folder, folder / "SHA256SUMS"), (cached, cached.with_name(f"{name}.sha256"))]
-    if root := data_dir or os.environ.get("CAML_DATA"):
-        sums.append((Path(root).expanduser(), Path(root).expanduser() / "SHA256SUMS"))
+    if root := _root(data_dir):
+        sums.append((root, root / "SHA256SUMS"))
     known = {above / path: digest for above, file in sums for path, digest in store.read_sums(file).items()}
     published = [(folder / file.name, file.sha256) for file in _dataset(name).files if not file.name.endswith(PACKED)]
     known |= {path: digest for path, digest in published if digest and path.exists()}
@@ -392,10 +395,16 @@ def _dataset(name: str) -> Dataset:
     return CATALOGUE[name]
 
 
+def _root(data_dir: str | Path | None) -> Path | None:
+    """The reader's own data folder, where one is named."""
+    named = data_dir or os.environ.get("CAML_DATA")
+    return Path(named).expanduser() if named else None
+
+
 def _places(name: str, data_dir: str | Path | None) -> Iterator[Path]:
     roots = [store.cache_dir() / "datasets" / name]
-    if root := data_dir or os.environ.get("CAML_DATA"):
-        roots.insert(0, Path(root).expanduser())
+    if root := _root(data_dir):
+        roots.insert(0, root)
     for place in roots:
         yield place
         yield from (place / folder for folder in CATALOGUE[name].folders)
@@ -456,7 +465,7 @@ def _trust_first(sums: Path, folder: Path) -> None:
     """Write the checksums of all files at the first fetch; compare them at a later one."""
     found = _sums(folder)
     if not sums.exists():
-        _write_sums(sums, folder)
+        _write_sums(sums, found)
         return
     first = store.read_sums(sums)
     if first != found:
@@ -473,8 +482,8 @@ def _sums(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): store.sha256(path) for path in paths}
 
 
-def _write_sums(file: Path, folder: Path) -> None:
-    store.write_text(file, "".join(f"{digest}  {path}\n" for path, digest in _sums(folder).items()))
+def _write_sums(file: Path, sums: dict[str, str]) -> None:
+    store.write_text(file, "".join(f"{digest}  {path}\n" for path, digest in sums.items()))
 
 
 def _size(dataset: Dataset) -> str:
@@ -488,7 +497,7 @@ def _where(name: str, data_dir: str | Path | None) -> str:
     try:
         return str(locate(name, data_dir, download=False))
     except CamlError:
-        root, repository = data_dir or os.environ.get("CAML_DATA"), CATALOGUE[name].hub
-        if root and repository and CATALOGUE[name].parquet and hub.on_disk(Path(root).expanduser(), repository):
-            return f"{Path(root).expanduser() / repository}, unpacked when it is loaded"
+        root, dataset = _root(data_dir), CATALOGUE[name]
+        if root and dataset.hub and dataset.parquet and hub.on_disk(root / dataset.hub):
+            return f"{root / dataset.hub}, unpacked when it is loaded"
         return "not here"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -16,6 +16,7 @@ from urllib.parse import quote
 from caml_core import store
 from caml_core.data import sources
 from caml_core.data.fetch import File
+from caml_core.data.folder import SPLIT_CODES, SPLITS
 from caml_core.errors import CamlError
 
 SHARD = re.compile(r"(?:^|/)(train|val|valid|validation|test)-\d+-of-\d+\.parquet$")
@@ -50,23 +51,15 @@ def listed(repository: str) -> tuple[File, ...]:
                 files.append(File(Path(entry.rfilename).name, (url,), entry.lfs["sha256"], entry.size))
     except Exception as error:  # the library's own errors change with the HTTP client below it
         raise CamlError(f"the Hub did not list {repository}: {type(error).__name__}", expected, remedy) from error
-    if {_split(file.name) for file in files} != {"train", "val", "test"}:
+    if not _all_splits(file.name for file in files):
         raise CamlError(f"{repository} lists {len(files)} parquet files", "files of all three splits", remedy)
     return tuple(sorted(files))
 
 
-def on_disk(root: Path, repository: str) -> list[Path]:
-    """Parquet files of a dataset that a reader has in the layout of the Hub, `root/OWNER/NAME/...`.
-
-    Raises:
-        CamlError: a file differs from `root/SHA256SUMS`.
-    """
-    found = sorted(file for file in (root / repository).rglob("*.parquet") if SHARD.search(file.name))
-    if {_split(file.name) for file in found} != {"train", "val", "test"}:
-        return []
-    for file in found:
-        sources.check_sums(root, file)
-    return found
+def on_disk(folder: Path) -> list[Path]:
+    """Parquet files of all three splits in a reader's copy of a repository; none where a split is missing."""
+    found = sorted(file for file in folder.rglob("*.parquet") if SHARD.search(file.name))
+    return found if _all_splits(file.name for file in found) else []
 
 
 def unpack(files: Sequence[Path], folder: Path, columns: Columns, *, progress: bool = True) -> None:
@@ -108,4 +101,8 @@ def unpack(files: Sequence[Path], folder: Path, columns: Columns, *, progress: b
 
 def _split(name: str) -> str:
     found = SHARD.search(name)
-    return {"train": "train", "test": "test"}.get(found[1], "val") if found else ""
+    return SPLITS[SPLIT_CODES[found[1]]] if found else ""
+
+
+def _all_splits(names: Iterable[str]) -> bool:
+    return set(map(_split, names)) == set(SPLITS)
