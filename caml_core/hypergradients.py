@@ -26,8 +26,9 @@ and W_T appears once, in the hard set's loss. With the outer gradient M = dF/dW_
 
 gives the derivative through every step, with nothing D wide kept per step.
 
-The functions take a leading dimension B (many seeds, many settings) and loop only over the T steps. `hypergradient`
-calls one by name and also takes a single problem without B.
+The functions take a leading dimension B (many seeds, many settings) and loop only over the T steps. The code keeps
+logits, P_t, R_t and B_t transposed, class by class (B, C, S): over so few classes, softmax along the last dimension is
+ten times slower. `hypergradient` calls one by name and also takes a single problem without B.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from caml_core.errors import CamlError
@@ -132,43 +134,48 @@ def hard_loss(problem: Problem, logits: Tensor) -> Tensor:
 
 
 def _outer(problem: Problem, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Hard-set loss (B,) and its gradient in weight, M (B, C, D), and in bias (B, C): one pass over V each way."""
-    logits = head_logits(problem.hard, weight, bias)
-    b, k, c = logits.shape
-    residual = logits.softmax(dim=-1)
-    labels = problem.hard_y.expand(b, k)[..., None]
-    residual.scatter_add_(-1, labels, residual.new_full((1, 1, 1), -1).expand(b, k, 1))
-    residual = residual / k if problem.hard_weight is None else residual * problem.hard_weight[..., None]
-    if problem.hard.ndim == 3:
-        m = residual.mT @ problem.hard
-    else:
-        m = (residual.transpose(1, 2).reshape(b * c, k) @ problem.hard).view(b, c, -1)
-    return hard_loss(problem, logits), m, residual.sum(dim=1)
+    """Hard-set loss (B,) and its gradient in weight, M (B, C, D), and in bias (B, C): one pass over V each way.
+
+    One class is free. Softmax sees only differences of logits, so those to the last class are enough; and residuals sum
+    to zero over the classes, so the last row of M is minus the sum of the others. Two classes: half the work.
+    """
+    x, (b, c, d) = problem.hard, weight.shape
+    w = weight[:, :-1] - weight[:, -1:]
+    z = w @ x.mT if x.ndim == 3 else (w.view(-1, d) @ x.T).view(b, c - 1, -1)
+    z = F.pad(z + (bias[:, :-1] - bias[:, -1:])[..., None], (0, 0, 0, 1))  # (B, C, K), the last class at 0
+    labels = problem.hard_y.expand(b, z.shape[-1])[:, None]
+    share = z.new_full((1, 1), 1 / z.shape[-1]) if problem.hard_weight is None else problem.hard_weight
+    log_p = z.log_softmax(dim=1)
+    loss = -(share * log_p.gather(1, labels)[:, 0]).sum(dim=-1)
+    residual = log_p.exp_().scatter_add_(1, labels, z.new_full((1, 1, 1), -1).expand_as(labels)) * share[:, None]
+    r = residual[:, :-1]
+    m = r @ x if x.ndim == 3 else (r.reshape(-1, x.shape[0]) @ x).view(b, c - 1, d)
+    return loss, torch.cat([m, -m.sum(dim=1, keepdim=True)], dim=1), residual.sum(dim=-1)
 
 
 def _train(problem: Problem, rate: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """T inner steps in Gram space.
 
     Returns:
-        rate * G (B, S, S); probabilities and residuals of every step (T, B, S, C); the trained weight and bias.
+        rate * G (B, S, S); probabilities and residuals of every step (T, B, C, S); the trained weight and bias.
     """
     h = problem.support
     gram = rate * (h @ h.mT + 1)
-    y = one_hot(problem.support_y, problem.bias.shape[-1], h)
-    z = h @ problem.weight.mT + problem.bias[:, None]
+    y = one_hot(problem.support_y, problem.bias.shape[-1], h).mT.contiguous()
+    z = problem.weight @ h.mT + problem.bias[..., None]
     probabilities, residuals = [], []
     for _ in range(steps):
-        probabilities.append(z.softmax(dim=-1))
+        probabilities.append(z.softmax(dim=1))
         residuals.append(probabilities[-1] - y)
-        z = torch.baddbmm(z, gram, residuals[-1], alpha=-1)
+        z = torch.baddbmm(z, residuals[-1], gram, alpha=-1)
     p, r = torch.stack(probabilities), torch.stack(residuals)
     summed = rate * r.sum(dim=0)
-    return gram, p, r, problem.weight - summed.mT @ h, problem.bias - summed.sum(dim=1)
+    return gram, p, r, problem.weight - summed @ h, problem.bias - summed.sum(dim=-1)
 
 
-def _through_softmax(b: Tensor, p: Tensor) -> Tensor:
-    """J b = p * (b - <p, b>), row by row. J is symmetric, so this serves both directions."""
-    return torch.ops.aten._softmax_backward_data(b, p, -1, p.dtype)
+def _through_softmax(b: Tensor, p: Tensor, classes: int = 1) -> Tensor:
+    """J b = p * (b - <p, b>) over the dimension `classes`. J is symmetric, so this serves both directions."""
+    return torch._softmax_backward_data(b, p, classes, p.dtype)
 
 
 def adjoint(problem: Problem, *, alpha: float | Tensor, steps: int, last: int | None = None) -> Answer:
@@ -189,11 +196,11 @@ def adjoint(problem: Problem, *, alpha: float | Tensor, steps: int, last: int | 
     gram, p, r, weight, bias = _train(problem, rate, steps)
     loss, m, m_bias = _outer(problem, weight, bias)
     first = 0 if last is None else max(0, steps - last)
-    q = -rate * (h @ m.mT + m_bias[:, None])
+    q = -rate * (m @ h.mT + m_bias[..., None])
     parts = []
     total = torch.zeros_like(q)  # B_{t+1} + ... + B_{T-1}
     for probabilities in reversed(p[first:].unbind()):
-        parts.append(_through_softmax(torch.baddbmm(q, gram, total, alpha=-1), probabilities))
+        parts.append(_through_softmax(torch.baddbmm(q, total, gram, alpha=-1), probabilities))
         total = total + parts[-1]
     b = torch.stack(parts[::-1])
     before = (r.cumsum(dim=0) - r)[first:]  # R_0 + ... + R_{t-1}
@@ -205,12 +212,12 @@ def adjoint(problem: Problem, *, alpha: float | Tensor, steps: int, last: int | 
 def _assemble(problem: Problem, rate: Tensor, k: Tensor, b: Tensor, r: Tensor, m: Tensor) -> Tensor:
     """b W_0 - (alpha/S) (k H + r M): float (B, S, D), summed in place, since it is the only large tensor made here."""
     gradient = (-rate * k) @ problem.support
-    return gradient.baddbmm_(b, problem.weight).baddbmm_(-rate * r, m)
+    return gradient.baddbmm_(torch.cat([b, -rate * r], dim=1).mT, torch.cat([problem.weight, m], dim=1))
 
 
 def _pair(left: Tensor, right: Tensor) -> Tensor:
-    """sum_t left_t right_t', (T, B, S, C) twice to (B, S, S), as one matrix product."""
-    return left.permute(1, 2, 0, 3).flatten(2) @ right.permute(1, 0, 3, 2).flatten(1, 2)
+    """sum_t left_t right_t', (T, B, C, S) twice to (B, S, S), as one matrix product."""
+    return left.permute(1, 3, 0, 2).flatten(2) @ right.transpose(0, 1).flatten(1, 2)
 
 
 def adjoint_in_weights(problem: Problem, *, alpha: float | Tensor, steps: int) -> Answer:
@@ -222,23 +229,23 @@ def adjoint_in_weights(problem: Problem, *, alpha: float | Tensor, steps: int) -
     h = problem.support
     rate = _per_problem(alpha, h) / h.shape[1]
     h1 = torch.cat([h, torch.ones_like(h[..., :1])], dim=-1)  # H~
-    y = one_hot(problem.support_y, problem.bias.shape[-1], h)
+    y = one_hot(problem.support_y, problem.bias.shape[-1], h).mT.contiguous()
     w = torch.cat([problem.weight, problem.bias[..., None]], dim=-1)
     path = []
     for _ in range(steps):
-        p = (h1 @ w.mT).softmax(dim=-1)
+        p = (w @ h1.mT).softmax(dim=1)
         path.append((w, p, rate * (p - y)))
-        w = w - path[-1][2].mT @ h1
+        w = w - path[-1][2] @ h1
     weight, bias = w[..., :-1], w[..., -1]
     loss, m, m_bias = _outer(problem, weight, bias)
     x = torch.cat([m, m_bias[..., None]], dim=-1)
     left, right = [], []
     for w, p, r in reversed(path):
-        b = _through_softmax(-rate * (h1 @ x.mT), p)
+        b = _through_softmax(-rate * (x @ h1.mT), p)
         left += [b, -r]
         right += [w[..., :-1], x[..., :-1]]
-        x = x + b.mT @ h1
-    return Answer(loss, torch.cat(left, dim=-1) @ torch.cat(right, dim=-2), weight, bias)
+        x = x + b @ h1
+    return Answer(loss, torch.cat(left, dim=1).mT @ torch.cat(right, dim=1), weight, bias)
 
 
 def first_order(problem: Problem, *, alpha: float | Tensor, steps: int) -> Answer:
@@ -250,7 +257,7 @@ def first_order(problem: Problem, *, alpha: float | Tensor, steps: int) -> Answe
     rate = _per_problem(alpha, h) / h.shape[1]
     _, p, r, weight, bias = _train(problem, rate, steps)
     loss, m, m_bias = _outer(problem, weight, bias)
-    b = _through_softmax((-rate * (h @ m.mT + m_bias[:, None])).expand_as(p), p)
+    b = _through_softmax((-rate * (m @ h.mT + m_bias[..., None])).expand_as(p), p, classes=2)
     before = r.cumsum(dim=0) - r
     return Answer(loss, _assemble(problem, rate, _pair(b, before), b.sum(dim=0), r.sum(dim=0), m), weight, bias)
 
@@ -345,7 +352,7 @@ def implicit(problem: Problem, *, strength: float | Tensor, solver: Solver = "cg
 
     def hessian(x: Tensor) -> Tensor:
         """N X, (B, C, D + 1) to the same."""
-        return _through_softmax(h1 @ x.mT, p).mT @ h1 / n + mu * x
+        return _through_softmax(h1 @ x.mT, p, classes=2).mT @ h1 / n + mu * x
 
     if solver == "cg":
         x = _conjugate_gradients(hessian, m1, iterations)
@@ -360,7 +367,7 @@ def implicit(problem: Problem, *, strength: float | Tensor, solver: Solver = "cg
     else:
         raise CamlError(what=f"unknown solver {solver!r}", expected="cg, neumann or kfac", remedy="check the spelling")
     residual = p - one_hot(problem.support_y, p.shape[-1], h)
-    gradient = -(residual @ x[..., :-1] + _through_softmax(h1 @ x.mT, p) @ weight) / n
+    gradient = -(residual @ x[..., :-1] + _through_softmax(h1 @ x.mT, p, classes=2) @ weight) / n
     return Answer(loss, gradient, weight, bias)
 
 
