@@ -46,7 +46,7 @@ def dac(
     seed: int = 0,
     device: torch.device | None = None,
     quantiles: Sequence[float] = (0.6, 0.8),
-    alphas: Sequence[float] = (1.0, 3.0, 10.0),
+    alphas: Sequence[float] = (1.0, 3.0, 10.0, 30.0, 100.0),
     pictures: int = 2000,
     epochs: int = 50,
     select: str = "worst_group",

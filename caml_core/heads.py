@@ -326,7 +326,7 @@ def dfr(
             remedy="give more validation labels, or use a method that does not train on the groups",
         )
     generator = torch.Generator().manual_seed(stream_seed(seed, 0))
-    half, held = (val.subset(rows) for rows in _halves(val.group, generator))
+    half, held = (val.subset(rows) for rows in halves(val.group, generator))
     half = half.subset(balanced_rows(half.group, generator))
     c = best_of([noted(l1_logistic(half, c, seed), C=c) for c in c_grid], held, select).chosen["C"]
     even = len(set(val.group_counts.tolist())) == 1  # then there is only one balanced subset: the whole split
@@ -394,7 +394,7 @@ def best_of(heads: Sequence[Head], val: GroupDataset, select: str) -> Head:
     return heads[select_epoch(scores, select, chance)[0]]
 
 
-def _halves(group: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def halves(group: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Rows of two random halves of every group; the first gets the odd example."""
     rows = [(r[: (len(r) + 1) // 2], r[(len(r) + 1) // 2 :]) for r in _by_group(group, generator)]
     return torch.cat([first for first, _ in rows]), torch.cat([second for _, second in rows])
