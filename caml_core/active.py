@@ -19,9 +19,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ from caml_core.features import predict, predict_with_features
 from caml_core.fit import Run, fit
 from caml_core.loader import Augment
 from caml_core.memory import in_pieces, on_device, piece_that_fits
-from caml_core.meta import add_to_gradient, flatten, loss_at, meta_gradient
+from caml_core.meta import Batch, add_to_gradient, flatten, loss_at, meta_gradient
 from caml_core.metrics import SELECTION_RULES, group_metrics
 
 METHODS = ("append", "upweight", "mldg", "caml", "balanced", "jtt", "groupdro", "erm_all")
@@ -139,6 +139,53 @@ def run_active(
             a checkpoint of another run.
     """
     device = device or torch.device("cpu")
+    trainings = trainings_of(
+        make_network, pool, val, test, plan, seed, device, augment, work, queries, first_round, on_round
+    )
+    try:
+        todo = next(trainings)
+        while True:
+            todo = trainings.send(
+                train_round(
+                    todo.network, todo.x, pool, todo.sets, val, plan, todo.seed, device, augment, todo.checkpoint,
+                    todo.config, progress,
+                )
+            )  # fmt: skip
+    except StopIteration as done:
+        return done.value
+
+
+class Training(NamedTuple):
+    """One training that a round asks for, see `train_round`."""
+
+    network: Backbone
+    x: Tensor
+    pool: GroupDataset
+    sets: Sequence[Tensor]
+    val: GroupDataset
+    seed: int
+    checkpoint: Path | None
+    config: dict[str, Any]
+
+
+def trainings_of(
+    make_network: Callable[[], Backbone],
+    pool: GroupDataset,
+    val: GroupDataset,
+    test: GroupDataset,
+    plan: Plan,
+    seed: int,
+    device: torch.device,
+    augment: Augment | None,
+    work: Path | None,
+    queries: Sequence[Sequence[int]] | None,
+    first_round: int,
+    on_round: Callable[[int, Backbone, dict[str, Any]], None] | None = None,
+) -> Generator[Training, Run, list[dict[str, Any]]]:
+    """The rounds of `run_active` without their trainings: yields each, is sent what came of it, returns the records.
+
+    So one run can train by itself, and many can train side by side (`caml_core.stacked`).
+    """
     rounds = 0 if plan.method == "erm_all" else plan.rounds
     n_start = len(pool) if plan.method == "erm_all" else plan.start
     _check(pool, plan, rounds, n_start, queries, first_round)
@@ -168,9 +215,7 @@ def run_active(
             continue
         network = make_network().to(device)
         file = work / f"round-{t}.safetensors" if work else None  # finished rounds are replayed from here at once
-        run = train_round(
-            network, x, pool, sets, val, plan, stream_seed(seed, 1000 + t), device, augment, file, config, progress
-        )
+        run = yield Training(network, x, pool, list(sets), val, stream_seed(seed, 1000 + t), file, config)
         record = {
             "round": t,
             "labels": sum(map(len, sets)),
@@ -223,59 +268,31 @@ def train_round(
             remedy="leave out the rounds that bought nothing",
         )
     labelled = torch.cat(list(sets))
-    tasks = [(torch.cat(list(sets[:t])), sets[t]) for t in range(1, len(sets))]  # (D_{t-1}, Q_t)
-    y, group, n_groups = pool.y, pool.group, pool.n_groups
-    steps = math.ceil(len(labelled) / plan.batch_size)
-    odds = _odds(group[labelled] if plan.method == "balanced" else y[labelled])
+    odds = _odds(pool.group[labelled] if plan.method == "balanced" else pool.y[labelled])
     if plan.method == "jtt":
         odds = odds * _errors(network, x, pool, sets, val, plan, seed, device, augment, checkpoint, config)
-    dro = torch.full((n_groups,), 1 / n_groups, device=device)
+    dro = torch.full((pool.n_groups,), 1 / pool.n_groups, device=device)
     opt = OPTIMIZERS[plan.optimizer](network.parameters(), lr=plan.lr, weight_decay=plan.weight_decay)
-    piece = _piece(network, x, y, labelled, len(tasks), plan, device)
+    piece = _piece(network, x, pool.y, labelled, len(sets) - 1, plan, device)
     loss = loss_at(network, device, piece)
 
     def run_epoch(epoch: int) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(stream_seed(seed, epoch))
-
-        def draw(rows: Tensor, odds: Tensor) -> Tensor:
-            n = steps * plan.batch_size
-            return rows[torch.multinomial(odds, n, True, generator=generator)].view(steps, plan.batch_size)
-
-        def batch(rows: Tensor) -> tuple[Tensor, Tensor]:
-            images = x[rows.to(x.device)]
-            return (images if augment is None else augment(images, generator)).to(device), y[rows].to(device)
-
-        final = draw(labelled, odds)
-        use = tasks if plan.method in META else []
-        drawn = [(draw(before, _odds(y[before])), draw(asked, _odds(y[asked]))) for before, asked in use]
-        summed = torch.zeros((), dtype=torch.float64, device=device)
+        summed, steps = torch.zeros((), dtype=torch.float64, device=device), 0
         with seeded(seed, epoch):
-            for step in range(steps):
-                images, labels = batch(final[step])
+            for step in draws(x, pool, sets, odds, plan, stream_seed(seed, epoch), device, augment):
+                (images, labels), tasks = step.final, step.tasks
                 with autocast(device):
                     losses = F.cross_entropy(in_pieces(network, images, piece).float(), labels, reduction="none")
                 value = losses.mean()
                 if plan.method == "groupdro":
-                    value = _dro(losses, group[final[step]].to(device), dro)
+                    value = _dro(losses, pool.group[step.rows].to(device), dro)
                 opt.zero_grad(set_to_none=True)
                 value.backward()
-                if drawn:
-                    batches = [(batch(before[step]), batch(asked[step])) for before, asked in drawn]
-                    add_to_gradient(
-                        network,
-                        meta_gradient(
-                            loss,
-                            flatten(network),
-                            batches,
-                            alpha=0.0 if plan.method == "upweight" else plan.alpha,
-                            cumulative=plan.method == "caml",
-                            order=plan.order,  # type: ignore[arg-type]
-                            inner_steps=plan.inner_steps,
-                        ),
-                    )
+                if tasks:
+                    add_to_gradient(network, meta_gradient(loss, flatten(network), tasks, **meta_settings(plan)))
                 torch.nn.utils.clip_grad_norm_(network.parameters(), plan.clip)
                 opt.step()
-                summed += losses.detach().mean()
+                summed, steps = summed + losses.detach().mean(), steps + 1
         return {"loss": float(summed) / steps}
 
     return fit(
@@ -299,6 +316,56 @@ def train_round(
         progress=progress,
         on_epoch=on_epoch,
     )
+
+
+class Step(NamedTuple):
+    """What one training step sees."""
+
+    rows: Tensor  # int64 (batch,), of the pool
+    final: Batch  # from D_R
+    tasks: list[tuple[Batch, Batch]]  # for each round a batch of D_{t-1} and one of Q_t; none for plain methods
+
+
+def draws(
+    x: Tensor,
+    pool: GroupDataset,
+    sets: Sequence[Tensor],
+    odds: Tensor,
+    plan: Plan,
+    seed: int,
+    device: torch.device,
+    augment: Augment | None,
+) -> Iterator[Step]:
+    """The steps of an epoch: as many batches as the labels make, drawn with these odds; a task's are class-balanced."""
+    generator = torch.Generator().manual_seed(seed)
+    labelled = torch.cat(list(sets))
+    steps = math.ceil(len(labelled) / plan.batch_size)
+
+    def draw(rows: Tensor, odds: Tensor) -> Tensor:
+        n = steps * plan.batch_size
+        return rows[torch.multinomial(odds, n, True, generator=generator)].view(steps, plan.batch_size)
+
+    def batch(rows: Tensor) -> Batch:
+        images = x[rows.to(x.device)]
+        return (images if augment is None else augment(images, generator)).to(device), pool.y[rows].to(device)
+
+    final = draw(labelled, odds)
+    use = range(1, len(sets)) if plan.method in META else ()
+    tasks = [(torch.cat(list(sets[:t])), sets[t]) for t in use]  # (D_{t-1}, Q_t)
+    drawn = [tuple(draw(rows, _odds(pool.y[rows])) for rows in task) for task in tasks]
+    for step in range(steps):
+        first = batch(final[step])
+        yield Step(final[step], first, [(batch(before[step]), batch(asked[step])) for before, asked in drawn])
+
+
+def meta_settings(plan: Plan) -> dict[str, Any]:
+    """How the method calls `caml_core.meta.meta_gradient`."""
+    return {
+        "alpha": 0.0 if plan.method == "upweight" else plan.alpha,
+        "cumulative": plan.method == "caml",
+        "order": plan.order,
+        "inner_steps": plan.inner_steps,
+    }
 
 
 def _piece(

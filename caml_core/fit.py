@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,43 +65,81 @@ def fit(
     Raises:
         CamlError: the checkpoint belongs to another run, or the loss is not finite.
     """
-    extra = extra or {}
-    chance = 100 * float(torch.bincount(val.y).max()) / len(val)
-    history: list[dict[str, Any]] = []
-    best_state = copy.deepcopy(network.state_dict())
+    (run,) = fit_all(
+        [network],
+        opt,
+        lambda epoch: [run_epoch(epoch)],
+        [val],
+        epochs=epochs,
+        config=config,
+        select=select,
+        device=device,
+        train_counts=[train_counts],
+        extra=extra,
+        checkpoint=checkpoint,
+        progress=progress,
+        on_epoch=on_epoch,
+    )
+    return run
+
+
+def fit_all(
+    networks: Sequence[nn.Module],
+    opt: torch.optim.Optimizer,
+    run_epoch: Callable[[int], Sequence[dict[str, Any]]],
+    vals: Sequence[GroupDataset],
+    *,
+    epochs: int,
+    config: dict[str, Any],
+    select: str,
+    device: torch.device,
+    train_counts: Sequence[Tensor | None],
+    extra: dict[str, Tensor] | None = None,
+    checkpoint: Path | None = None,
+    progress: bool = True,
+    on_epoch: Callable[[int, nn.Module], None] | None = None,
+) -> list[Run]:
+    """`fit` for networks that one epoch trains side by side (`caml_core.stacked`): one optimiser and one checkpoint,
+    but each its own history and its own best epoch. `on_epoch` sees the first network; seconds are shared out.
+    """
+    extra, together = extra or {}, nn.ModuleList(networks)
+    chance = [100 * float(torch.bincount(val.y).max()) / len(val) for val in vals]
+    histories: list[list[dict[str, Any]]] = [[] for _ in networks]
+    best_state = copy.deepcopy(together.state_dict())
     seconds = 0.0
     if checkpoint is not None and checkpoint.exists():
-        history, best_state, seconds = resume_run(checkpoint, config, network, opt, extra)
+        histories, best_state, seconds = resume_run(checkpoint, config, together, opt, extra)
 
-    bar = tqdm(range(len(history), epochs), initial=len(history), total=epochs, unit="epoch", disable=not progress)
+    done = len(histories[0])
+    bar = tqdm(range(done, epochs), initial=done, total=epochs, unit="epoch", disable=not progress)
     for epoch in bar:
         start = time.perf_counter()
-        network.train()
-        report = run_epoch(epoch)
-        if not math.isfinite(report["loss"]):
-            raise CamlError(
-                what=f"the loss became {report['loss']} in epoch {epoch + 1}",
-                expected="a finite loss",
-                remedy="lower the learning rate (--lr)",
-            )
-        metrics = group_metrics(predict(network, val, device), val, train_counts)
-        history.append({"epoch": epoch + 1, **report, "val": metrics})
-        best, rule = select_epoch(history, select, chance)
-        if best == epoch:
-            best_state = copy.deepcopy(network.state_dict())
+        together.train()
+        reports = run_epoch(epoch)
+        for i, (network, report, history) in enumerate(zip(networks, reports, histories)):
+            if not math.isfinite(report["loss"]):
+                raise CamlError(
+                    what=f"the loss became {report['loss']} in epoch {epoch + 1}",
+                    expected="a finite loss",
+                    remedy="lower the learning rate (--lr)",
+                )
+            metrics = group_metrics(predict(network, vals[i], device), vals[i], train_counts[i])
+            history.append({"epoch": epoch + 1, **report, "val": metrics})
+            if select_epoch(history, select, chance[i])[0] == epoch:
+                best_state |= {f"{i}.{name}": value.clone() for name, value in network.state_dict().items()}
         seconds += time.perf_counter() - start
         if checkpoint is not None:
-            save_run(checkpoint, config, network, opt, best_state, extra, history, seconds)
+            save_run(checkpoint, config, together, opt, best_state, extra, histories, seconds)
         if on_epoch is not None:
-            on_epoch(epoch + 1, network)
+            on_epoch(epoch + 1, networks[0])
         bar.set_postfix_str(
             f"loss {report['loss']:.3f}, validation WGA {metrics['worst_group']['value']:.1f}, "
             f"average {metrics['average']['value']:.1f}"
         )
-    best, rule = select_epoch(history, select, chance)
-    network.load_state_dict(best_state)
-    network.eval()
-    return Run(history, best + 1, rule, seconds)
+    together.load_state_dict(best_state)
+    together.eval()
+    chosen = [select_epoch(history, select, rate) for history, rate in zip(histories, chance)]
+    return [Run(history, best + 1, rule, seconds / len(networks)) for history, (best, rule) in zip(histories, chosen)]
 
 
 def save_run(
@@ -111,7 +149,7 @@ def save_run(
     opt: torch.optim.Optimizer,
     best_state: dict[str, Tensor],
     extra: dict[str, Tensor],
-    history: list[dict[str, Any]],
+    history: list[Any],
     seconds: float,
 ) -> None:
     """Write what a later call of `resume_run` needs; `best_state` is whatever weights the caller keeps beside."""
@@ -133,7 +171,7 @@ def resume_run(
     network: nn.Module,
     opt: torch.optim.Optimizer,
     extra: dict[str, Tensor],
-) -> tuple[list[dict[str, Any]], dict[str, Tensor], float]:
+) -> tuple[list[Any], dict[str, Tensor], float]:
     """Restore network, optimiser and `extra` in place; the history, the weights kept beside, and the seconds so far.
 
     Raises:
