@@ -46,8 +46,9 @@ def group_metrics(logits: Tensor, split: GroupDataset, train_counts: Tensor | No
 
     Returns:
         For `average`, `adjusted`, `worst_group`, `minority`, `majority`: `value`, `low`, `high` (95%: Wilson for
-        proportions, bootstrap within groups for the other two); `groups`: a list with `name`, `n`, `correct`,
-        `value`, `low`, `high`; `empty_groups`: names of groups without examples (their value is None).
+        proportions, bootstrap within groups for the other two, but where groups of 0% or 100% leave it nothing to vary,
+        the same of their Wilson ends); `groups`: a list with `name`, `n`, `correct`, `value`, `low`, `high`;
+        `empty_groups`: names of groups without examples (their value is None).
 
     Raises:
         CamlError: shapes do not fit, or logits are not finite.
@@ -72,13 +73,14 @@ def group_metrics(logits: Tensor, split: GroupDataset, train_counts: Tensor | No
     # Resampling a group's examples is drawing its number of right ones from a binomial.
     draws = np.random.default_rng(0).binomial(n[filled], correct[filled] / n[filled], (BOOTSTRAP_DRAWS, filled.sum()))
     resampled = 100 * draws / n[filled]
+    ends = np.array([wilson(int(c), int(m)) for c, m in zip(correct[filled], n[filled])]).T
 
     worst = int(accuracy.argmin())
     metrics: dict[str, Any] = {
         "average": _proportion(int(correct.sum()), int(n.sum())),
         "worst_group": {
             "value": float(accuracy[worst]),
-            **_percentiles(resampled.min(axis=1)),
+            **_bootstrap(resampled.min(axis=1), ends.min(axis=1)),
             "name": split.group_names[int(np.flatnonzero(filled)[worst])],
         },
     }
@@ -86,7 +88,7 @@ def group_metrics(logits: Tensor, split: GroupDataset, train_counts: Tensor | No
         weights = train_counts.numpy()[filled].astype(float)
     if train_counts is not None and weights.any():  # MetaShift's test groups have no training examples at all
         weights /= weights.sum()
-        metrics["adjusted"] = {"value": float(accuracy @ weights), **_percentiles(resampled @ weights)}
+        metrics["adjusted"] = {"value": float(accuracy @ weights), **_bootstrap(resampled @ weights, ends @ weights)}
     for name, rows in (("minority", split.is_minority), ("majority", ~split.is_minority)):
         metrics[name] = _proportion(int(right[rows].sum()), int(rows.sum()))
     metrics["groups"] = [
@@ -103,8 +105,10 @@ def _proportion(correct: int, n: int) -> dict[str, Any]:
     return {"value": 100 * correct / n, "low": low, "high": high, "n": n, "correct": correct}
 
 
-def _percentiles(values: np.ndarray) -> dict[str, float]:
-    low, high = np.percentile(values, [2.5, 97.5])
+def _bootstrap(draws: np.ndarray, ends: np.ndarray) -> dict[str, float]:
+    low, high = np.percentile(draws, [2.5, 97.5])
+    if np.isclose(low, high):  # all right or all wrong, however few
+        low, high = ends
     return {"low": float(low), "high": float(high)}
 
 

@@ -72,6 +72,18 @@ def test_intervals_hold_the_value_and_shrink() -> None:
     assert widths[1] < widths[0] / 2.5  # 16 times the data: a quarter of the width
 
 
+def test_groups_at_0_and_100_percent_have_intervals_too() -> None:
+    """Resampled, two right answers of two are always two of two: the bootstrap alone would call that certain."""
+    y, a = [0] * 10 + [1] * 10, ([0] * 8 + [1] * 2) * 2
+    split = split_of(y, a)
+    wrong = [abs(label - attribute) for label, attribute in zip(y, a)]  # where a = 1
+    for answers, expected in ((y, wilson(2, 2)), (wrong, wilson(0, 2))):
+        m = group_metrics(logits_of(answers), split, split.group_counts)
+        assert (m["worst_group"]["low"], m["worst_group"]["high"]) == pytest.approx(expected)
+        assert m["adjusted"]["low"] <= m["adjusted"]["value"] <= m["adjusted"]["high"]
+        assert 20 < m["adjusted"]["high"] - m["adjusted"]["low"] < 60
+
+
 def test_bad_logits() -> None:
     split = toy_split(8)
     with pytest.raises(CamlError, match="shape"):
