@@ -182,8 +182,9 @@ def build_html(root: Path, notebooks: Sequence[Path], html: Path) -> None:
                 expected="no error and no warning (line 10002 of a notebook is line 2 of its first cell)",
                 remedy="mend the page named above; the pages built before are still in place",
             )
-        for notebook in notebooks:  # readers download the plain one, not that made for its page
-            shutil.copy(notebook, stage / "_build" / "html" / "_sources" / "notebooks")
+        for notebook in notebooks:  # readers download the plain one, not that made for its page, and its script
+            for file in (notebook, root / "notebooks" / f"{notebook.stem}.py"):
+                shutil.copy(file, stage / "_build" / "html" / "_sources" / "notebooks")
         if html.exists():
             shutil.rmtree(html)
         os.replace(stage / "_build" / "html", html)
@@ -197,7 +198,6 @@ def _fill_stage(root: Path, stage: Path, notebooks: Sequence[Path], library: ass
     shutil.copytree(root / "book", stage / "book", ignore=shutil.ignore_patterns("__pycache__"))
     (stage / "notebooks").mkdir()
     for notebook in notebooks:
-        shutil.copy(root / "notebooks" / f"{notebook.stem}.py", stage / "notebooks")
         content = nbformat.read(notebook, as_version=4)
         opening.show(content, root / "notebooks" / notebook.name, stage)
         exercises.to_directives(content, notebook.stem)

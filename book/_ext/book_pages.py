@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -64,9 +63,9 @@ def edit_the_source(buttons: list[dict[str, Any]]) -> None:
             button["url"] = re.sub(r"\.ipynb$", ".py", button["url"])
 
 
-def offer_the_script(app: Sphinx, page: str, buttons: list[dict[str, Any]]) -> None:
-    """Beside the download of a chapter's notebook, that of the script it is made from, where the builder brought it."""
-    if not Path(app.srcdir, f"{page}.py").exists():
+def offer_the_script(page: str, buttons: list[dict[str, Any]]) -> None:
+    """Beside the download of a chapter's notebook, that of the script it is made from (see ``book/build.py``)."""
+    if not page.startswith("notebooks/"):
         return
     for group in buttons:
         for place, button in enumerate(group.get("buttons", [])):
@@ -122,7 +121,7 @@ def correct_page(app: Sphinx, page: str, template: str, context: dict[str, Any],
     drop_thebe(context)
     drop_unused_mathjax(app, page, context)
     edit_the_source(context.get("header_buttons", []))
-    offer_the_script(app, page, context.get("header_buttons", []))
+    offer_the_script(page, context.get("header_buttons", []))
     say_how_it_was_run(app, page, context)
     open_the_book(app, page, context)
     if page == LOST:
@@ -131,11 +130,9 @@ def correct_page(app: Sphinx, page: str, template: str, context: dict[str, Any],
 
 
 def finish_the_folder(app: Sphinx, exception: Exception | None) -> None:
-    """Put the scripts beside the notebooks to download, and lead from the site's address to the first page."""
+    """Lead from the site's address to the first page."""
     if exception or app.builder.format != "html":
         return
-    for script in Path(app.srcdir, "notebooks").glob("*.py"):
-        shutil.copy(script, Path(app.outdir, "_sources", "notebooks"))
     first = f"{app.config.root_doc}.html"
     tags = re.findall(r'<meta (?:property="og:|name="twitter:)[^>]*>', Path(app.outdir, first).read_text("utf-8"))
     title = html.escape(app.config.html_title)
