@@ -229,7 +229,7 @@ def group_bars(metrics: Mapping[str, Any], *, title: str, minority: Sequence[boo
     groups = metrics["groups"]
     values = [group["value"] for group in groups]
     names = [
-        group["name"].replace(", ", ",<br>") + ("" if value is None else f"<br><b>{value:.0f}%</b>")
+        group["name"].replace(", ", "<br>") + ("" if value is None else f"<br><b>{value:.0f}%</b>")
         for group, value in zip(groups, values)
     ]
     figure = go.Figure(layout={"title": title, "yaxis": {"title": "accuracy (%)", "range": [0, 104]}})
@@ -247,7 +247,7 @@ def group_bars(metrics: Mapping[str, Any], *, title: str, minority: Sequence[boo
                 },
             )
         )
-    figure.update_xaxes(title={"text": "group", "standoff": 15}, tickangle=0, tickfont_size=12)
+    figure.update_xaxes(title={"text": "group", "standoff": 15}, tickangle=0, tickfont_size=11)
     figure.update_xaxes(categoryorder="array", categoryarray=names)
     return add_chance(figure, chance)
 
@@ -258,6 +258,41 @@ def add_chance(figure: go.Figure, chance: float) -> go.Figure:
     name = {"text": "chance", "xref": "paper", "x": 1, "xanchor": "left", "yanchor": "middle", "showarrow": False}
     figure.add_annotation(y=chance, font={"color": CHANCE}, **name)
     return figure
+
+
+def interval_rows(
+    found: Mapping[str, Mapping[str, Mapping[str, float]]],
+    *,
+    title: str,
+    x_title: str,
+    colours: Mapping[str, str] = METHOD_COLOURS,
+) -> go.Figure:
+    """Differences with their intervals, one row each, its name above it; zero as a line.
+
+    Args:
+        found: for each of up to three names of the legend (which one alone does not get), the rows from the top down,
+            the same in all: `mean`, `low`, `high`, such as from `caml_core.records.paired_difference`.
+        colours: of the names of the legend.
+    """
+    figure = go.Figure()
+    for i, (name, rows) in enumerate(found.items()):
+        mean, low, high = ([row[key] for row in rows.values()] for key in ("mean", "low", "high"))
+        figure.add_scatter(
+            x=mean,
+            y=list(range(len(rows))),
+            name=name,
+            mode="markers",
+            marker={"size": 10, "color": colours[name], "symbol": ("circle", "diamond", "square")[i]},
+            error_x={"array": np.subtract(high, mean).tolist(), "arrayminus": np.subtract(mean, low).tolist()},
+        )
+    for i, row in enumerate(rows):
+        at = {"x": 0, "xref": "paper", "xanchor": "left", "y": i, "yshift": 18, "showarrow": False}
+        figure.add_annotation(text=row, font_size=13, **at)
+    figure.add_vline(x=0, line_color=CHANCE)
+    figure.update_yaxes(visible=False, range=[len(rows) - 0.5, -0.8])
+    return figure.update_layout(
+        title=title, xaxis_title=x_title, height=110 + 46 * len(rows), margin={"l": 10, "r": 10}
+    )
 
 
 def accuracy_curves(history: Sequence[Mapping[str, Any]], *, title: str, chance: float) -> go.Figure:

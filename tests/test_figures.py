@@ -42,6 +42,7 @@ def helpers() -> dict[str, go.Figure]:
     rates = {name: {"value": 70.0} for name in ("majority", "minority")}
     history = [{"epoch": i, "val": rates, "train_majority": 90.0, "train_minority": 80.0} for i in range(3)]
     curves = {"append": np.arange(6.0).reshape(2, 3), "caml": np.ones((1, 3))}
+    gains = {"first": {"mean": 9.0, "low": 4.0, "high": 12.0}, "second": {"mean": -1.0, "low": -2.0, "high": 0.0}}
     return {
         "image_grid": figures.image_grid(scenes(), columns=4, title="T", labels=["above", "below"]),
         "picture": figures.picture(sheets()[0], title="T"),
@@ -50,6 +51,7 @@ def helpers() -> dict[str, go.Figure]:
         "group_bars": figures.group_bars({"groups": groups}, title="T", minority=[False, True] * 2, chance=50),
         "accuracy_curves": figures.accuracy_curves(history, title="T", chance=50),
         "curves_with_band": figures.curves_with_band([1, 2, 3], curves, title="T", x_title="x (s)", y_title="y (%)"),
+        "interval_rows": figures.interval_rows({"caml": gains}, title="T", x_title="x (s)"),
     }
 
 
@@ -140,6 +142,16 @@ def test_an_axis_without_a_title_is_found() -> None:
     assert untitled(page) == ["y"]
     names = go.Figure(go.Bar(x=["a", "b"], y=[3, 4]), layout={"yaxis": {"title": "n"}})
     assert untitled(BookRenderer().to_mimebundle(names.to_dict())["text/html"]) == []
+
+
+def test_intervals_stand_in_rows_from_the_top_down() -> None:
+    figure = helpers()["interval_rows"]
+    (points,) = figure.data
+    assert np.subtract(points.x, points.error_x.arrayminus).tolist() == [4, -2]
+    assert np.add(points.x, points.error_x.array).tolist() == [12, 0]
+    bottom, top = figure.layout.yaxis.range
+    assert bottom > points.y[1] > points.y[0] > top
+    assert [(note.text, note.y) for note in figure.layout.annotations] == list(zip(("first", "second"), points.y))
 
 
 # ---- pictures -----------------------------------------------------------------------------------------------
