@@ -37,18 +37,18 @@ def speed_up(ray: Any, folder: Path, workers: int, n: int, epochs: int) -> None:
     file.write_text(LIST.format(epochs=epochs, seeds=list(range(n))))
     runs = expand(file)
     for run in runs:  # draws the pictures, once for both sides
-        execute(run, folder / "first", "cpu")
+        execute([run], folder / "first", "cpu")
     task = ray.remote(execute).options(num_cpus=1)
     start = time.perf_counter()
-    ray.get([task.remote(run, folder / "warm", "cpu") for run in runs[:workers]])
+    ray.get([task.remote([run], folder / "warm", "cpu") for run in runs[:workers]])
     print(f"workers ready after      {time.perf_counter() - start:8.1f} s")
     start = time.perf_counter()
-    one = [execute(run, folder / "serial", "cpu") for run in runs]
+    one = [execute([run], folder / "serial", "cpu") for run in runs]
     serial = time.perf_counter() - start
     start = time.perf_counter()
-    many = ray.get([task.remote(run, folder / "ray", "cpu") for run in runs])
+    many = ray.get([task.remote([run], folder / "ray", "cpu") for run in runs])
     parallel = time.perf_counter() - start
-    assert [r["metrics"] for r in one] == [r["metrics"] for r in many]
+    assert [r["metrics"] for (r,) in one] == [r["metrics"] for (r,) in many]
     print(f"{n} runs, one by one      {serial:8.1f} s   {3600 * n / serial:8.0f} runs/hour")
     print(f"{n} runs, {workers} side by side {parallel:8.1f} s   {3600 * n / parallel:8.0f} runs/hour")
     print(f"speed-up on {workers} workers    {serial / parallel:8.2f}   (the same numbers, bit for bit)")

@@ -86,6 +86,7 @@ def add_run(commands: Any) -> None:
     run.add_argument("--dataset", required=True, help=", ".join(DATASETS))
     run.add_argument("--rho", type=float, help="share of majority examples in training, 0.5 to 1")
     run.add_argument("--seed", type=int, nargs="+", default=[0], metavar="S")
+    run.add_argument("--stack", action="store_true", help="train all seeds side by side (methods of active learning)")
     run.add_argument("--profile", choices=ACTIVE, default="quick", help="default settings; full: the published ones")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     run.add_argument("--data", type=Path, metavar="DIR", help="data folder, in place of CAML_DATA")
@@ -204,7 +205,15 @@ def given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Training settings of the method: what was given, over its defaults or the profile's."""
+    """Training settings of the method: what was given, over its defaults or the profile's.
+
+    Raises:
+        CamlError: an option that the method does not take, a setting out of range, seeds that it cannot stack.
+    """
+    if arguments.stack:
+        from caml_core.stacked import stackable
+
+        stackable(arguments.method)
     if arguments.method in HEADS:
         from caml_core import head_runs
 
@@ -222,52 +231,64 @@ def go_run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     device = pick_device(arguments.device)
     options = parse_options(arguments.option)
     work = arguments.out.with_name(arguments.out.name + ".work")
-    records = []
+    named = ["method", "dataset", "rho", "backbone", "from_scratch"]
+    if arguments.method not in HEADS:
+        named += ["augment", "head_only", "balance", "profile"]
+    config = {key: getattr(arguments, key) for key in named} | {"option": options} | settings(arguments)
+    if arguments.queries_from is not None:
+        config["queries_from"] = str(arguments.queries_from)
+    records: dict[int, dict[str, Any]] = {}
     for seed in arguments.seed:
-        finished = work / f"seed-{seed}.json"
-        named = ["method", "dataset", "rho", "backbone", "from_scratch"]
-        if arguments.method not in HEADS:
-            named += ["augment", "head_only", "balance", "profile"]
-        config = {key: getattr(arguments, key) for key in named} | {"option": options} | settings(arguments)
-        if arguments.queries_from is not None:
-            config["queries_from"] = str(arguments.queries_from)
-        if finished.exists():
-            (record,) = read_records(finished)
-            if record["config"] != json.loads(json.dumps(config)):
+        if (finished := work / f"seed-{seed}.json").exists():
+            (records[seed],) = read_records(finished)
+            if records[seed]["config"] != json.loads(json.dumps(config)):
                 raise CamlError(
                     what=f"{work} holds the unfinished runs of another command",
                     expected="the same settings",
                     remedy=f"repeat that command, or delete {work} to start again",
                 )
+            _say(records[seed])
+    still = [seed for seed in arguments.seed if seed not in records]
+    method = erm if arguments.method == "erm" else head if arguments.method in HEADS else active
+    for seeds in [still] if arguments.stack and still else [[seed] for seed in still]:
+        start = time.perf_counter()
+        data = {"rho": arguments.rho, "data_dir": arguments.data}
+        given = {**options, **{k: v for k, v in data.items() if v is not None}}
+        splits = [load(arguments.dataset, **{"seed": seed, **given}) for seed in seeds]
+        places = [work / f"seed-{seed}" for seed in seeds]
+        if arguments.stack:
+            found = stacked(arguments, splits, seeds, device, places)
         else:
-            start = time.perf_counter()
-            data = {"rho": arguments.rho, "data_dir": arguments.data}
-            splits = load(
-                arguments.dataset, **{"seed": seed, **options, **{k: v for k, v in data.items() if v is not None}}
-            )
-            method = erm if arguments.method == "erm" else head if arguments.method in HEADS else active
-            record = {
+            found = [method(arguments, splits[0], seeds[0], device, places[0])]
+        where = provenance(device, (time.perf_counter() - start) / len(seeds))
+        if len(seeds) > 1:
+            where["stacked"] = len(seeds)  # seconds are shared out
+        for seed, (train, _, _), results in zip(seeds, splits, found):
+            records[seed] = {
                 "method": arguments.method,
                 "dataset": arguments.dataset,
                 "seed": seed,
-                **method(arguments, splits, seed, device, work / f"seed-{seed}"),
+                **results,
                 "config": config,
                 "data": {
-                    "source": splits[0].source,
-                    "train_groups": dict(zip(splits[0].group_names, splits[0].group_counts.tolist())),
+                    "source": train.source,
+                    "train_groups": dict(zip(train.group_names, train.group_counts.tolist())),
                 },
-                "provenance": provenance(device, time.perf_counter() - start),
+                "provenance": where,
             }
-            write_records(finished, [record])
-        metrics = record["metrics"]
-        print(
-            f"seed {seed}: WGA {metrics['worst_group']['value']:.1f} ({metrics['worst_group']['name']}), "
-            f"average {metrics['average']['value']:.1f}, minority {_number(metrics['minority']['value'])}"
-        )
-        records.append(record)
-    write_records(arguments.out, records)
+            write_records(work / f"seed-{seed}.json", [records[seed]])
+            _say(records[seed])
+    write_records(arguments.out, [records[seed] for seed in arguments.seed])
     shutil.rmtree(work)
-    return records
+    return [records[seed] for seed in arguments.seed]
+
+
+def _say(record: dict[str, Any]) -> None:
+    metrics = record["metrics"]
+    print(
+        f"seed {record['seed']}: WGA {metrics['worst_group']['value']:.1f} ({metrics['worst_group']['name']}), "
+        f"average {metrics['average']['value']:.1f}, minority {_number(metrics['minority']['value'])}"
+    )
 
 
 def erm(arguments: argparse.Namespace, splits: Splits, seed: int, device: torch.device, work: Path) -> dict[str, Any]:
@@ -312,21 +333,48 @@ def active(
 ) -> dict[str, Any]:
     """Buy labels in rounds (`caml_core.active`) and score the last round on the test split."""
     from caml_core.active import Plan, run_active
-    from caml_core.loader import random_shift
 
     plan = Plan(method=arguments.method, **settings(arguments))
+    return summed_up(run_active(plan=plan, **in_rounds(arguments, splits, seed, device, work)))
+
+
+def stacked(
+    arguments: argparse.Namespace,
+    splits: Sequence[Splits],
+    seeds: Sequence[int],
+    device: torch.device,
+    works: Sequence[Path],
+) -> list[dict[str, Any]]:
+    """`active` for many seeds side by side (`caml_core.stacked`)."""
+    from caml_core.active import Plan
+    from caml_core.stacked import run_stacked
+
+    plan = Plan(method=arguments.method, **settings(arguments))
+    runs = [in_rounds(arguments, split, seed, device, work) for split, seed, work in zip(splits, seeds, works)]
+    return [summed_up(rounds) for rounds in run_stacked(runs, plan)]
+
+
+def in_rounds(
+    arguments: argparse.Namespace, splits: Splits, seed: int, device: torch.device, work: Path
+) -> dict[str, Any]:
+    """Arguments of `caml_core.active.run_active` beside the plan."""
+    from caml_core.loader import random_shift
+
     queries = None if arguments.queries_from is None else bought(arguments.queries_from, arguments.dataset, seed)
-    rounds = run_active(
-        lambda: make_network(arguments, splits, seed),
-        *splits,
-        plan,
-        seed=seed,
-        device=device,
-        augment=random_shift if arguments.augment == "shift" and splits[0].x.ndim == 4 else None,
-        work=work,
-        queries=queries,
-        first_round=0 if queries is None else plan.rounds,
-    )
+    return {
+        "make_network": lambda: make_network(arguments, splits, seed),
+        **dict(zip(("pool", "val", "test"), splits)),
+        "seed": seed,
+        "device": device,
+        "augment": random_shift if arguments.augment == "shift" and splits[0].x.ndim == 4 else None,
+        "work": work,
+        "queries": queries,
+        "first_round": 0 if queries is None else settings(arguments)["rounds"],
+    }
+
+
+def summed_up(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """A record's part on the rounds: groups of the last one only."""
     last = rounds[-1]
     for record in rounds[:-1]:
         record["metrics"] = {k: v for k, v in record["metrics"].items() if k != "groups"}

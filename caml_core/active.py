@@ -140,8 +140,9 @@ def run_active(
     """
     device = device or torch.device("cpu")
     trainings = trainings_of(
-        make_network, pool, val, test, plan, seed, device, augment, work, queries, first_round, on_round
-    )
+        make_network, pool, val, test, plan, seed=seed, device=device, augment=augment, work=work, queries=queries,
+        first_round=first_round, on_round=on_round,
+    )  # fmt: skip
     try:
         todo = next(trainings)
         while True:
@@ -174,12 +175,13 @@ def trainings_of(
     val: GroupDataset,
     test: GroupDataset,
     plan: Plan,
+    *,
     seed: int,
     device: torch.device,
-    augment: Augment | None,
-    work: Path | None,
-    queries: Sequence[Sequence[int]] | None,
-    first_round: int,
+    augment: Augment | None = None,
+    work: Path | None = None,
+    queries: Sequence[Sequence[int]] | None = None,
+    first_round: int = 0,
     on_round: Callable[[int, Backbone, dict[str, Any]], None] | None = None,
 ) -> Generator[Training, Run, list[dict[str, Any]]]:
     """The rounds of `run_active` without their trainings: yields each, is sent what came of it, returns the records.
@@ -268,7 +270,7 @@ def train_round(
             remedy="leave out the rounds that bought nothing",
         )
     labelled = torch.cat(list(sets))
-    odds = _odds(pool.group[labelled] if plan.method == "balanced" else pool.y[labelled])
+    odds = odds_of(pool.group[labelled] if plan.method == "balanced" else pool.y[labelled])
     if plan.method == "jtt":
         odds = odds * _errors(network, x, pool, sets, val, plan, seed, device, augment, checkpoint, config)
     dro = torch.full((pool.n_groups,), 1 / pool.n_groups, device=device)
@@ -352,7 +354,7 @@ def draws(
     final = draw(labelled, odds)
     use = range(1, len(sets)) if plan.method in META else ()
     tasks = [(torch.cat(list(sets[:t])), sets[t]) for t in use]  # (D_{t-1}, Q_t)
-    drawn = [tuple(draw(rows, _odds(pool.y[rows])) for rows in task) for task in tasks]
+    drawn = [tuple(draw(rows, odds_of(pool.y[rows])) for rows in task) for task in tasks]
     for step in range(steps):
         first = batch(final[step])
         yield Step(final[step], first, [(batch(before[step]), batch(asked[step])) for before, asked in drawn])
@@ -390,7 +392,7 @@ def _piece(
     return piece_that_fits(forward, plan.batch_size, device, state, smallest=plan.batch_size if exact else 2)
 
 
-def _odds(label: Tensor) -> Tensor:
+def odds_of(label: Tensor) -> Tensor:
     """Chance of each row so that the labels present are equally likely: float64 (N,)."""
     return 1 / torch.bincount(label)[label].double()
 

@@ -131,6 +131,13 @@ def backbone(
     return network.to(memory_format=torch.channels_last)
 
 
+class SpatialMean(nn.Module):
+    """Mean over height and width, (B, C, H, W) to (B, C): AdaptiveAvgPool2d(1) as vmap likes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+
 class ResidualBlock(nn.Module):
     """y = relu(skip(x) + conv(relu(conv(x)))), each convolution followed by BatchNorm."""
 
@@ -160,7 +167,7 @@ def small_resnet_body(widths: Sequence[int] = (16, 32, 64, 128)) -> nn.Sequentia
     ]
     for c_in, c_out in itertools.pairwise(widths):
         layers += [nn.MaxPool2d(2), ResidualBlock(c_in, c_out)]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*layers, SpatialMean())
 
 
 def small_cnn_body(widths: Sequence[int] = (32, 64, 128)) -> nn.Sequential:
@@ -173,7 +180,7 @@ def small_cnn_body(widths: Sequence[int] = (32, 64, 128)) -> nn.Sequential:
             nn.BatchNorm2d(c_out),
             nn.ReLU(),
         ]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*layers, SpatialMean())
 
 
 def _lite0_body(pretrained: bool) -> nn.Module:

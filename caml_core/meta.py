@@ -123,7 +123,7 @@ def add_to_gradient(network: nn.Module, vector: Tensor) -> None:
     parameters = list(network.parameters())
     for parameter, piece in zip(parameters, vector.split([p.numel() for p in parameters])):
         piece = _shaped(piece, parameter.shape)
-        parameter.grad = piece.clone() if parameter.grad is None else parameter.grad + piece
+        parameter.grad = piece.clone() if parameter.grad is None else parameter.grad.add_(piece)
 
 
 def loss_at(network: nn.Module, device: torch.device, piece: int = sys.maxsize) -> Loss:

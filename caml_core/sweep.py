@@ -49,7 +49,15 @@ from caml_core.errors import CamlError
 Record = dict[str, Any]
 FREE = 10**8  # bytes that must be free on the disk before a sweep starts
 RETRIES = 3  # of a run whose worker or machine was lost
-PLACE = {"command", "go", "out", "device", "data", "queries_from"}  # where a run computes: no part of its identity
+PLACE = {
+    "command",
+    "go",
+    "out",
+    "device",
+    "data",
+    "queries_from",
+    "stack",
+}  # where a run computes: no part of its identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +194,7 @@ def _wrong(file: Path, what: str, expected: str) -> CamlError:
 # ---- identity -----------------------------------------------------------------------------------------------
 
 COMMAND_LINE = {"parser", "main", "given", "settings"}  # of __main__: what they decide stands in the settings
+KINDS = {"erm": {"erm"}, "head": {"head"}, "active": {"active", "stacked", "in_rounds", "summed_up", "bought"}}
 SILENT = {
     "caml_core.errors",
     "caml_core.records",
@@ -204,8 +213,8 @@ def code_version(method: str, dataset: str) -> str:
     """
     from caml_core.__main__ import HEADS
 
-    kinds = {"erm", "active", "head"}
     own = "erm" if method == "erm" else "head" if method in HEADS else "active"
+    unused = COMMAND_LINE.union(*KINDS.values()) - KINDS[own]
     waiting, found = ["caml_core.__main__", f"caml_core.data.{dataset}"], {}
     while waiting:
         name = waiting.pop()
@@ -215,7 +224,6 @@ def code_version(method: str, dataset: str) -> str:
         tree = ast.parse(file.read_text(encoding="utf-8"))
         if name == "caml_core.__main__":
             functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-            unused = COMMAND_LINE | kinds - {own}
             tree.body = [f for f in functions if f.name not in unused and not f.name.startswith("add_")]
         found[name] = repr(_shape(tree))
         for node in ast.walk(tree):
@@ -243,69 +251,102 @@ def _is_text(node: ast.expr) -> bool:
 # ---- one run ------------------------------------------------------------------------------------------------
 
 
-def execute(run: Run, folder: Path, device: str, bought: Record | None = None) -> Record:
-    """Make one run, in this process with one thread, or go on with it from its checkpoints.
+def bundles(runs: Sequence[Run], stack: int) -> list[list[Run]]:
+    """Tasks of up to `stack` runs that differ in nothing but their seed, where their method can be stacked."""
+    from caml_core.stacked import STACKABLE
+
+    alike: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        together = run.seed if stack == 1 or run.command[0] not in STACKABLE else "all"
+        alike.setdefault((run.name, *_seeds(run.command, together)), []).append(run)
+    return [same[i : i + stack] for same in alike.values() for i in range(0, len(same), stack)]
+
+
+def _seeds(command: Sequence[str], *seeds: object) -> list[str]:
+    """The command with these seeds."""
+    i = command.index("--seed")
+    return [*command[: i + 1], *map(str, seeds), *command[i + 2 :]]
+
+
+def execute(runs: Sequence[Run], folder: Path, device: str, *bought: Sequence[Record]) -> list[Record]:
+    """Make the runs of one task, in this process with one thread, or go on with them from their checkpoints.
 
     Args:
+        runs: one, or several seeds that train side by side.
         folder: of the sweep.
-        bought: compact record of the run whose labels it buys.
+        bought: compact records, among them those of the runs whose labels these buy.
 
     Returns:
-        The compact record; or `{"failed": why}`. Nothing is raised: one bad run must not stop the others.
+        For each run its compact record, or `{"failed": why, "log": file}`. Nothing is raised: one bad run must not stop
+        the others.
     """
     import torch
 
-    done, log = folder / f"{run.label}.json", folder / f"{run.label}.log"
+    sold = {f"{record['run']}-{record['seed']}": record for part in bought for record in part if "failed" not in record}
+    log = folder / f"{runs[0].label}.log"
     threads, argv = torch.get_num_threads(), sys.argv
+    found: dict[str, Record] = {}
     try:
-        if done.exists():  # finished by a worker that was lost before it could say so
-            return read_finished(done, run)
-        if run.buys is not None and (bought is None or "failed" in bought):
-            return {"failed": f"{run.buys}, whose labels it buys, has no record"}
+        for run in runs:
+            if (done := folder / f"{run.label}.json").exists():  # by a worker that was lost before it could say so
+                found[run.label] = read_finished(done, run)
+            elif run.buys is not None and run.buys not in sold:
+                found[run.label] = {"failed": f"{run.buys}, whose labels it buys, has no record", "log": str(log)}
+        still = [run for run in runs if run.label not in found]
+        if not still:
+            return [found[run.label] for run in runs]
         log.parent.mkdir(parents=True, exist_ok=True)
         torch.set_num_threads(1)  # as many runs side by side as there are cores; and the same sums everywhere
         with open(log, "a", encoding="utf-8") as to, contextlib.redirect_stdout(to), contextlib.redirect_stderr(to):
-            print(f"{run.label} on {platform.node()}, process {os.getpid()}", flush=True)
+            names = ", ".join(run.label for run in still)
+            print(f"{names} on {platform.node()}, process {os.getpid()}", flush=True)
             try:
-                return _make(run, folder, device, bought)
+                found |= _make(still, folder, device, sold)
             except Exception:
                 traceback.print_exc()
                 raise
     except Exception as error:
-        return {"failed": error.what if isinstance(error, CamlError) else f"{type(error).__name__}: {error}"}
+        why = error.what if isinstance(error, CamlError) else f"{type(error).__name__}: {error}"
+        found = {run.label: {"failed": why, "log": str(log)} for run in runs} | found
     finally:
         torch.set_num_threads(threads)
         sys.argv = argv
+    return [found[run.label] for run in runs]
 
 
-def _make(run: Run, folder: Path, device: str, bought: Record | None) -> Record:
+def _make(runs: Sequence[Run], folder: Path, device: str, sold: Mapping[str, Record]) -> dict[str, Record]:
     from caml_core.__main__ import go_run, parser
     from caml_core.records import write_records
     from caml_core.store import write_text
 
-    own = (
-        folder / "unfinished" / run.identity
-    )  # named by identity: checkpoints of other settings or code stay untouched
-    place = ["--device", device, "--out", f"{run.label}.json"]
-    sys.argv = ["caml_core", "run", *run.command, *(["--queries-from", f"{run.buys}.json"] if bought else []), *place]
-    arguments = parser().parse_args(["run", *run.command, "--device", device, "--out", str(own / "run.json")])
+    first, several = runs[0], len(runs) > 1
+    named = first.identity  # by identity: checkpoints of other settings or code stay untouched
+    if several:
+        named = hashlib.sha256("".join(run.identity for run in runs).encode()).hexdigest()[:16]
+    own = folder / "unfinished" / named
+    command = [*_seeds(first.command, *(run.seed for run in runs)), *(["--stack"] if several else [])]
+    place = ["--device", device, "--out", f"{first.label}.json"]
+    sys.argv = ["caml_core", "run", *command, *(["--queries-from", f"{first.buys}.json"] if first.buys else []), *place]
+    arguments = parser().parse_args(["run", *command, "--device", device, "--out", str(own / "run.json")])
     here = code_version(arguments.method, arguments.dataset)
-    if here != run.code:
+    if here != first.code:
         raise CamlError(
-            what=f"{platform.node()} has another version of the code ({here}, not {run.code})",
+            what=f"{platform.node()} has another version of the code ({here}, not {first.code})",
             expected="the same caml_core on every machine of the cluster",
             remedy="install it there again",
         )
-    if bought is not None:
+    if first.buys is not None:
         arguments.queries_from = own / "bought.json"
-        write_records(arguments.queries_from, [bought])
-    (record,) = go_run(arguments)
-    record = {"run": run.name, "identity": run.identity, "code": run.code, **record}
-    if run.buys is not None:
-        record["config"]["queries_from"] = run.buys
-    write_text(folder / f"{run.label}.json", json.dumps([record]) + "\n")
+        write_records(arguments.queries_from, [sold[run.buys] for run in runs if run.buys])
+    found = {}
+    for run, record in zip(runs, go_run(arguments)):
+        record = {"run": run.name, "identity": run.identity, "code": run.code, **record}
+        if run.buys is not None:
+            record["config"] = record["config"] | {"queries_from": run.buys}
+        write_text(folder / f"{run.label}.json", json.dumps([record]) + "\n")
+        found[run.label] = compact(record)
     shutil.rmtree(own, ignore_errors=True)
-    return compact(record)
+    return found
 
 
 def compact(record: Record) -> Record:
@@ -354,7 +395,13 @@ def _check_identity(file: Path, record: Record, run: Run) -> None:
 
 
 def sweep(
-    file: Path, out: Path, *, address: str = "local", device: str = "auto", gpus_per_run: float | None = None
+    file: Path,
+    out: Path,
+    *,
+    address: str = "local",
+    device: str = "auto",
+    gpus_per_run: float | None = None,
+    stack: int = 1,
 ) -> list[Record]:
     """Make the runs of `file` that have no record yet, and write all records to `out`.
 
@@ -364,7 +411,9 @@ def sweep(
         address: "local": Ray in this process and its workers, or one run after the other where Ray is not installed;
             "serial": one after the other; else the address of a Ray cluster (HOST:PORT, or auto).
         device: of each run: auto, cpu or cuda.
-        gpus_per_run: share of a GPU that Ray reserves for a run; default 1 where there is a GPU and `device` allows it.
+        gpus_per_run: share of a GPU that Ray reserves for a task; default 1 where there is one and `device` allows it.
+        stack: up to so many seeds of a setting are one task and train side by side (`caml_core.stacked`). They find
+            what they find alone up to rounding, so this is no more a part of a run's identity than the device is.
 
     Returns:
         The compact records, in the order of the list.
@@ -392,14 +441,16 @@ def sweep(
             remedy="choose another --out",
         )
     open_runs = [run for run in runs if run.label not in done]
+    if stack < 1:
+        raise CamlError(what=f"--stack {stack}", expected="at least 1 seed a task", remedy="correct the option")
     _check_disk(folder, open_runs)
     print(f"{len(runs)} runs, {len(done)} of them finished, {len(open_runs)} to do", flush=True)
     failed: dict[str, str] = {}
     try:
         start = time.perf_counter()
-        for run, outcome in _engine(open_runs, done, folder, device, gpus_per_run, address):
+        for run, outcome in _engine(bundles(open_runs, stack), done, folder, device, gpus_per_run, address):
             if "failed" in outcome:
-                failed[run.label], said = outcome["failed"], "failed"
+                failed[run.label], said = f"{outcome['failed'].splitlines()[0]} (log: {outcome['log']})", "failed"
             else:
                 done[run.label], said = outcome, _line(outcome)
             n = len(done) + len(failed)
@@ -413,7 +464,7 @@ def sweep(
     print(f"\n{summary(records, names=list(dict.fromkeys(run.name for run in runs)))}\n\n{out}: {len(records)} records")
     if failed:
         for label, why in failed.items():
-            print(f"failed: {label}: {why.splitlines()[0]} (log: {folder / label}.log)", flush=True)
+            print(f"failed: {label}: {why}", flush=True)
         raise CamlError(
             what=f"{len(failed)} of {len(runs)} runs failed: {', '.join(list(failed)[:5])}",
             expected="a record of every run",
@@ -423,7 +474,7 @@ def sweep(
 
 
 def _engine(
-    runs: Sequence[Run], done: dict[str, Record], folder: Path, device: str, gpus: float | None, address: str
+    tasks: Sequence[Sequence[Run]], done: dict[str, Record], folder: Path, device: str, gpus: float | None, address: str
 ) -> Iterator[tuple[Run, Record]]:
     """Each run with what came of it, in the order in which they finish."""
     from caml_core.device import pick_device
@@ -434,13 +485,13 @@ def _engine(
             expected="a share between 0 and 1, or a whole number; above 0 only without --device cpu",
             remedy="for four runs on a GPU: --gpus-per-run 0.25",
         )
-    if not runs:
+    if not tasks:
         return
     if address == "serial" or (address == "local" and not _ray_is_installed()):
         place = "cpu" if gpus == 0 else "cuda" if gpus else device
         pick_device(place)
-        for run in runs:
-            yield run, execute(run, folder, place, done.get(run.buys or ""))
+        for runs in tasks:
+            yield from zip(runs, execute(runs, folder, place, [done[run.buys] for run in runs if run.buys in done]))
         return
     with _ray(address) as ray:
         there = ray.cluster_resources().get("GPU", 0)
@@ -452,24 +503,30 @@ def _engine(
                 expected="at least as many GPUs as one run asks for",
                 remedy="use --device cpu, or an --address of a cluster with GPUs",
             )
-        task = ray.remote(execute).options(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)
-        refs: dict[str, Any] = {}
-        for run in runs:  # sellers come first; Ray hands their records to the buyers and orders the rest
-            bought = refs.get(run.buys or "", done.get(run.buys or ""))
-            refs[run.label] = task.remote(run, folder.resolve(), "cuda" if gpus else "cpu", bought)
-        waiting = {refs[run.label]: run for run in runs}
+        remote = ray.remote(execute).options(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)
+        place = "cuda" if gpus else "cpu"
+        refs: dict[str | None, Any] = {}
+        waiting: dict[Any, Sequence[Run]] = {}
+        for runs in tasks:  # sellers come first; Ray hands their records to the buyers and orders the rest
+            known = [done[run.buys] for run in runs if run.buys in done]
+            sellers = dict.fromkeys(refs[run.buys] for run in runs if run.buys in refs)
+            ref = remote.remote(runs, folder.resolve(), place, known, *sellers)
+            refs |= {run.label: ref for run in runs}
+            waiting[ref] = runs
         while waiting:
             (ref,), _ = ray.wait(list(waiting))
-            run = waiting.pop(ref)
+            runs = waiting.pop(ref)
             try:
-                outcome = ray.get(ref)
+                outcomes = ray.get(ref)
+            except ray.exceptions.RayError as error:
+                lost = f"its worker was lost {RETRIES + 1} times: {error}"
+                outcomes = [{"failed": lost, "log": str(folder / f"{runs[0].label}.log")}] * len(runs)
+            for run, outcome in zip(runs, outcomes):
                 if "failed" not in outcome and not (folder / f"{run.label}.json").exists():
                     from caml_core.records import write_records  # another machine, another disk
 
                     write_records(folder / f"{run.label}.json", [outcome])
-            except ray.exceptions.RayError as error:
-                outcome = {"failed": f"its worker was lost {RETRIES + 1} times: {error}"}
-            yield run, outcome
+                yield run, outcome
 
 
 @contextlib.contextmanager
@@ -562,7 +619,10 @@ def add_sweep(commands: Any) -> None:
     command.add_argument("--out", type=Path, metavar="FILE.json", help="default: results/NAME.json")
     command.add_argument("--address", default="local", help="local (default), serial, or HOST:PORT of a Ray cluster")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    command.add_argument("--gpus-per-run", type=float, metavar="F", help="share of a GPU for each run, e.g. 0.25")
+    command.add_argument("--gpus-per-run", type=float, metavar="F", help="share of a GPU for each task, e.g. 0.25")
+    command.add_argument(
+        "--stack", type=int, default=1, metavar="K", help="train up to K seeds of a setting as one task"
+    )
 
 
 def go_sweep(arguments: argparse.Namespace) -> None:
@@ -573,4 +633,5 @@ def go_sweep(arguments: argparse.Namespace) -> None:
         address=arguments.address,
         device=arguments.device,
         gpus_per_run=arguments.gpus_per_run,
+        stack=arguments.stack,
     )

@@ -94,7 +94,7 @@ def test_methods_differ_only_in_the_gradient() -> None:
 def test_rare_labels_are_as_likely_as_common_ones() -> None:
     pool = toy_split(96)
     few = torch.cat([torch.where(pool.y == 0)[0], torch.where(pool.y == 1)[0][:4]])
-    odds = active._odds(pool.y[few])
+    odds = active.odds_of(pool.y[few])
     assert float(odds[pool.y[few] == 0].sum()) == pytest.approx(float(odds[pool.y[few] == 1].sum()))
 
 

@@ -22,7 +22,7 @@ from caml_core import sweep as module
 from caml_core.__main__ import main, parser, settings
 from caml_core.errors import CamlError
 from caml_core.records import read_records
-from caml_core.sweep import Run, code_version, execute, expand, sweep
+from caml_core.sweep import Run, bundles, code_version, execute, expand, sweep
 
 ROOT = Path(__file__).parent.parent
 LISTS = sorted((ROOT / "results" / "tables").glob("*.toml"))
@@ -203,9 +203,9 @@ def test_what_is_finished_is_not_run_again(
     out = tmp_path / "out.json"
     started: list[str] = []
 
-    def watched(run: Run, *rest: Any) -> dict[str, Any]:
-        started.append(run.label)
-        return execute(run, *rest)
+    def watched(runs: list[Run], *rest: Any) -> list[dict[str, Any]]:
+        started.extend(run.label for run in runs)
+        return execute(runs, *rest)
 
     monkeypatch.setattr(module, "execute", watched)
     shutil.copy(file.parent / "out.json", out)  # the table alone, without its folder
@@ -216,6 +216,48 @@ def test_what_is_finished_is_not_run_again(
     assert started == ["caml-0", "caml-1"]
     with pytest.raises(CamlError, match="does not list"):
         sweep(write(tmp_path, TINY.replace("seed = [0, 1]", "seed = 0")), out)
+
+
+def test_seeds_of_a_setting_are_one_task(serial: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    file, records = serial
+    tasks = [[run.label for run in task] for task in bundles(expand(file), 2)]
+    assert tasks == [["append-0", "append-1"], ["upweight-0", "upweight-1"], ["caml-0", "caml-1"]]
+    assert [len(task) for task in bundles(expand(file), 1)] == [1] * 6
+    assert [len(task) for task in bundles(expand(write(tmp_path, ERM.replace("erm", "jtt") + "seed = [0, 1]")), 2)] == [
+        1,
+        1,
+    ]
+    out = tmp_path / "out.json"
+    made = sweep(file, out, address="serial", device="cpu", stack=2)
+    assert [numbers(record) for record in made] == [numbers(record) for record in records]
+    assert {record["provenance"]["stacked"] for record in made} == {2}
+    assert made[0]["identity"] == records[0]["identity"]
+    assert " --seed 0 1 " in made[3]["provenance"]["command"]
+    assert " --stack --queries-from append-0.json" in made[3]["provenance"]["command"]
+    assert [record["config"].get("queries_from") for record in made] == [
+        None,
+        None,
+        "append-0",
+        "append-0",
+        "append-1",
+        "append-1",
+    ]
+    assert sorted(path.name for path in (tmp_path / "out.json.work").glob("*.log")) == [
+        "append-0.log",
+        "caml-0.log",
+        "upweight-0.log",
+    ]
+    with pytest.raises(CamlError, match="--stack 0"):
+        sweep(file, out, stack=0)
+
+
+def numbers(record: dict[str, Any]) -> dict[str, Any]:
+    """What a run found, as far as rounding leaves it alone."""
+    return {
+        "queried": [r.get("queried") for r in record["rounds"]],
+        **{key: record["metrics"][key] for key in ("average", "worst_group")},
+        "epoch": record["selection"]["epoch"],
+    }
 
 
 @pytest.mark.parametrize("where", ["table", "folder"])
@@ -312,7 +354,7 @@ def test_a_full_disk_and_a_folder_that_is_none(tmp_path: Path, monkeypatch: pyte
 
 def test_another_version_on_a_machine_of_the_cluster_fails_there(tmp_path: Path) -> None:
     (run,) = expand(write(tmp_path, ERM))
-    outcome = execute(Run(run.name, 0, run.command, None, "old", run.identity), tmp_path / "work", "cpu")
+    (outcome,) = execute([Run(run.name, 0, run.command, None, "old", run.identity)], tmp_path / "work", "cpu")
     assert "another version of the code" in outcome["failed"]
 
 
