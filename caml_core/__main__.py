@@ -44,7 +44,9 @@ TRAINING = ("epochs", "batch_size", "lr", "weight_decay", "select")
 INNER = ("alpha", "inner_steps")
 ROUNDS = ("optimizer", "acquisition", "start", "query", "rounds", "order")
 FROZEN = ("val_labels", "train_backbone")
-HSFM = (*INNER, "support", "eta", "edits", "hard", "hard_set", "hypergradient", "published", "scaled")
+HSFM = (
+    *INNER, "support", "eta", "edits", "edit_optimizer", "hard", "hard_set", "hypergradient", "published", "scaled",
+)  # fmt: skip
 TAKES = {
     "erm": TRAINING,
     **dict.fromkeys(ACTIVE_METHODS, (*TRAINING, *INNER, *ROUNDS)),
@@ -127,6 +129,7 @@ def add_run(commands: Any) -> None:
     heads.add_argument("--edits", type=int, help="hsfm: edits of an epoch")
     heads.add_argument("--hard", type=int, help="hsfm: hard examples of each class")
     heads.add_argument("--hard-set", help="hsfm: loss (default), random, minority")
+    heads.add_argument("--edit-optimizer", help="hsfm: adam (default), sgd")
     heads.add_argument("--hypergradient", help="hsfm: adjoint (default), unrolled, first_order, implicit, ...")
     run.add_argument("--out", type=Path, required=True, metavar="FILE.json")
 
@@ -227,10 +230,12 @@ def go_run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from caml_core.data import load
     from caml_core.device import pick_device
     from caml_core.records import provenance, read_records, write_records
+    from caml_core.store import write_text
 
     device = pick_device(arguments.device)
     options = parse_options(arguments.option)
     work = arguments.out.with_name(arguments.out.name + ".work")
+    write_text(work / "command.txt", " ".join(sys.argv) + "\n")  # a folder that cannot be written shows now
     named = ["method", "dataset", "rho", "backbone", "from_scratch"]
     if arguments.method not in HEADS:
         named += ["augment", "head_only", "balance", "profile"]

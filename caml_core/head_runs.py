@@ -32,6 +32,7 @@ def settings(method: str, given: dict[str, Any]) -> dict[str, Any]:
     """
     if method == "hsfm":
         more = {"published": given.get("published", "dominoes"), "scaled": given.get("scaled", False)}
+        more |= {name: given[name] for name in ("train_backbone",) if name in given}
         return {**dataclasses.asdict(hsfm_settings(given)), **more, "val_labels": given.get("val_labels")}
     known = inspect.signature({**HEADS, "dac": dac}[method]).parameters.values()
     defaults = {p.name: p.default for p in known if p.kind is p.KEYWORD_ONLY and p.name not in ("seed", "device")}

@@ -41,6 +41,7 @@ from caml_core.metrics import wilson
 HardSet = Literal["loss", "random", "minority"]
 HARD_SETS: tuple[HardSet, ...] = ("loss", "random", "minority")
 SELECT = ("worst_group", "worst_class", "hard_loss")
+EDIT_OPTIMIZERS = ("adam", "sgd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Settings:
             oracle that knows the groups).
         select: validation rule for the epoch: "worst_group" accuracy (as published), or without any group label
             "worst_class" accuracy or "hard_loss" (lowest mean loss of the hard set that the ERM head had).
+        edit_optimizer: "adam" (as published), or for comparison "sgd": eta times the clipped hypergradient.
 
     Raises:
         CamlError: a setting out of range.
@@ -77,21 +79,25 @@ class Settings:
     hypergradient: How = "adjoint"
     hard_set: HardSet = "loss"
     select: str = "worst_group"
+    edit_optimizer: str = "adam"
 
     def __post_init__(self) -> None:
         names = ("support", "steps", "edits", "hard", "epochs")
         wrong = [f"{name}={getattr(self, name)}" for name in names if getattr(self, name) < 1]
         sizes = ("alpha", "eta", "clip")
         wrong += [f"{name}={getattr(self, name)}" for name in sizes if not 0 < getattr(self, name) < math.inf]
-        choices = {"hypergradient": HYPERGRADIENTS, "hard_set": HARD_SETS, "select": SELECT}
-        wrong += [
-            f"{name}={getattr(self, name)!r}" for name, known in choices.items() if getattr(self, name) not in known
-        ]
+        choices: dict[str, tuple[str, ...]] = {
+            "hypergradient": HYPERGRADIENTS, "hard_set": HARD_SETS, "select": SELECT, "edit_optimizer": EDIT_OPTIMIZERS,
+        }  # fmt: skip
+        unknown = {name: known for name, known in choices.items() if getattr(self, name) not in known}
+        wrong += [f"{name}={getattr(self, name)!r}" for name in unknown]
         if wrong:
             raise CamlError(
                 what=", ".join(wrong),
-                expected="counts of at least 1, sizes above 0, and known names: "
-                + "; ".join(map(", ".join, choices.values())),
+                expected="; ".join(
+                    ["counts of at least 1, sizes above 0"]
+                    + [f"{name} among {', '.join(known)}" for name, known in unknown.items()]
+                ),
                 remedy="correct the setting",
             )
 
@@ -180,7 +186,8 @@ def hsfm(
     step_edit = torch.full((b,), settings.eta, device=device) if eta is None else eta.to(device)
 
     h = before.clone()
-    edit_state, weight_state, bias_state = Adam(h, step_edit), Adam(weight, step_head), Adam(bias, step_head)
+    edit_state = Adam(h, step_edit) if settings.edit_optimizer == "adam" else Descent(h, step_edit)
+    weight_state, bias_state = Adam(weight, step_head), Adam(bias, step_head)
     target = one_hot(y, n_classes, h)
     groups = one_hot(val.group.to(device), val.n_groups, h)
     logits = head_logits(val_x, weight, bias)
@@ -198,6 +205,10 @@ def hsfm(
             hard_x, hard_y = val_x[union], val_y[union]
             for edit in range(settings.edits):
                 problem = Problem(h, y, hard_x, hard_y, weight, bias, share)
+                if epoch == 1 and edit == 0:  # an overshoot can end well, so nothing less than every step is looked at
+                    for t in range(1, settings.steps + 1):
+                        early = hypergradient(problem, "first_order", alpha=step_head, steps=t)
+                        _diverges(h, weight, bias, early.weight, early.bias, y, epoch)
                 answer = hypergradient(problem, settings.hypergradient, alpha=step_head, steps=settings.steps)
                 if edit == 0:
                     losses.append(answer.loss)
@@ -239,7 +250,7 @@ def hsfm(
     if saturated.any():
         warnings.warn(
             f"{int(saturated.sum())} of {b} problems met a hypergradient of exactly 0: the head fits the support set "
-            "so well that it learns nothing from it any more. Lower eta, or take more support examples.",
+            "so well that it learns nothing from it any more. Lower alpha or eta, or take more support examples.",
             stacklevel=2,
         )
     return Edits(
@@ -261,6 +272,16 @@ class Adam:
         self.square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
         scale = self.square.div(1 - 0.999**self.t).sqrt_().add_(1e-8)
         parameter.sub_(self.size / (1 - 0.9**self.t) * self.mean.div(scale))
+
+
+class Descent:
+    """Plain steps against the gradient, with a step size for each problem of the batch, in place."""
+
+    def __init__(self, like: Tensor, step: Tensor) -> None:
+        self.size = step.view(-1, *[1] * (like.ndim - 1))
+
+    def step(self, parameter: Tensor, gradient: Tensor) -> None:
+        parameter.sub_(self.size * gradient)
 
 
 def hard_rows(logits: Tensor, val: GroupDataset, settings: Settings, seeds: Sequence[int], epoch: int) -> Tensor:
@@ -324,12 +345,18 @@ def _diverges(
     """Which inner loops raise the loss that they descend, bool (B,).
 
     Raises:
-        CamlError: one does so in the first epoch, when hardly anything is edited: its steps are too large.
+        CamlError: one does so in the first epoch, when hardly anything is edited: its steps are too large; or the edits
+            have left the finite numbers.
     """
-
     heads = ((weight, bias), (trained, trained_bias))
     start, end = (cross_entropies(head_logits(h, w, b), y).mean(dim=1) for w, b in heads)
     bad = ~torch.isfinite(end) | (end > start + 1)
+    if not torch.isfinite(start).all():
+        raise CamlError(
+            what=f"the edited features of epoch {epoch} are so large that the support loss is {float(start.max())}",
+            expected="edits that keep features finite",
+            remedy="lower eta",
+        )
     if epoch == 1 and bad.any():
         raise CamlError(
             what=f"the inner loop diverges in epoch 1: the support loss went from {float(start[bad][0]):.3g} to "

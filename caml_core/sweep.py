@@ -198,6 +198,7 @@ KINDS = {"erm": {"erm"}, "head": {"head"}, "active": {"active", "stacked", "in_r
 SILENT = {
     "caml_core.errors",
     "caml_core.records",
+    "caml_core.store",
     "caml_core.data",
 }  # they word, store and look up: they compute nothing
 

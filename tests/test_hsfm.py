@@ -482,13 +482,36 @@ def test_epochs_after_a_divergence_are_not_chosen(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(edits.accuracy, free.accuracy), "the run itself goes on"
 
 
-def test_steps_that_overshoot_on_separable_support_leave_the_erm_head() -> None:
-    """Such a loop ends in a perfect fit, so nothing diverges; it warns, and no such epoch is chosen."""
-    with pytest.warns(UserWarning, match="hypergradient of exactly 0"):
-        edits = run(dataclasses.replace(SHORT, alpha=30.0))
-    assert all(torch.isfinite(tensor).all() for tensor in tensors(edits).values())
-    assert edits.accuracy[1:].min() < edits.accuracy[0].min()
-    assert edits.epoch.tolist() == [0]
+@pytest.mark.parametrize("alpha", [30.0, 100.0, 1e6])
+def test_steps_that_overshoot_on_separable_support(alpha: float) -> None:
+    """Such a loop ends in a perfect fit, so that its end alone looks well."""
+    with pytest.raises(CamlError, match="diverges in epoch 1"):
+        run(dataclasses.replace(SHORT, alpha=alpha))
+
+
+def test_features_far_larger_than_the_settings_are_for() -> None:
+    train, val, _ = splits()
+    large = train.with_x(1000 * train.x), val.with_x(1000 * val.x)
+    with pytest.raises(CamlError, match="diverges in epoch 1"):
+        hsfm(*large, erm_head()[0] / 1000, erm_head()[1], dataclasses.replace(PUBLISHED["dominoes"], hard=20))
+
+
+def test_edits_that_leave_the_numbers() -> None:
+    with pytest.raises(CamlError, match="edited features of epoch 1") as caught:
+        run(dataclasses.replace(SHORT, eta=1e30, edits=4))
+    assert "lower eta" in caught.value.remedy
+
+
+def test_edits_by_plain_steps_are_clipped_gradients() -> None:
+    """One edit moves the support by eta times the clipped hypergradient, in place of Adam's eta a coordinate."""
+    one = dataclasses.replace(SHORT, epochs=1, edits=1, eta=0.5, clip=1e-3, edit_optimizer="sgd")
+    seen: list[Tensor] = []
+    for settings in (one, dataclasses.replace(one, edit_optimizer="adam")):
+        run(settings, on_epoch=lambda _, h, *rest: seen.append(h.clone()))
+    plain, adam = seen[1] - seen[0], seen[3] - seen[2]
+    assert float(plain.norm()) == pytest.approx(0.5e-3, rel=1e-3)
+    assert float(adam.abs().median()) == pytest.approx(0.5, rel=0.2)  # less where a gradient is hardly above epsilon
+    assert float((plain * adam).min()) >= 0
 
 
 @pytest.mark.parametrize(
