@@ -292,27 +292,16 @@ for name, d in differences.items():
     print(f"{name:31s} {d['mean']:+6.1f}  {interval:14s} n = {d['n']}")
 
 # %% tags=["opening"]
-rows = list(range(len(differences)))[::-1]
-mean = [d["mean"] for d in differences.values()]
-half = [d["high"] - d["mean"] for d in differences.values()]
-figure = go.Figure(
-    go.Scatter(
-        x=mean, y=rows, error_x={"array": half}, mode="markers",
-        marker={"size": 11, "color": METHOD_COLOURS["caml"]},
-    )
-)  # fmt: skip
-for row, name in zip(rows, differences):
-    at = {"x": 0, "xref": "paper", "y": row + 0.4, "showarrow": False}
-    figure.add_annotation(text=name, xanchor="left", **at)
-figure.add_vline(x=0, line_color="#8C8C8C")
-figure.update_layout(
+from caml_core.figures import interval_rows
+
+figure = interval_rows(
+    {"caml": differences}, x_title="difference (points), 95% interval",
     title="Equal steps: CAML wins. Equal compute: append does",
+)  # fmt: skip
+figure.update_layout(
     meta={"alt": "Differences of minority accuracy with intervals: far right of "
           "zero against append, near zero against up-weighting and MLDG, left "
           "of zero against append at equal compute."},
-    xaxis_title="difference (points), 95% interval",
-    yaxis={"visible": False, "range": [-0.5, len(rows) - 0.2]},
-    height=520, margin={"l": 10, "r": 10},
 )  # fmt: skip
 
 # %%
