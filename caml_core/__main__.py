@@ -7,12 +7,13 @@ on from there. Exit code 2 and one message on bad arguments or data.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import math
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -54,6 +55,13 @@ TAKES = {
     "erm-head": (*TRAINING, *FROZEN),
     "dfr": ("select", *FROZEN),
     "hsfm": ("epochs", "select", *FROZEN, *HSFM),
+}
+# The same for options that have a default, with the value that says nothing.
+DEFAULTS = {"augment": "shift", "profile": "quick", "head_only": False, "balance": None, "queries_from": None}
+TAKES_ALSO = {
+    "erm": ("augment", "profile", "head_only", "balance"),
+    **dict.fromkeys(ACTIVE_METHODS, ("augment", "profile", "queries_from")),
+    "erm_all": ("augment", "profile"),  # it buys nothing
 }
 
 
@@ -131,7 +139,7 @@ def add_run(commands: Any) -> None:
     heads.add_argument("--hard-set", help="hsfm: loss (default), random, minority")
     heads.add_argument("--edit-optimizer", help="hsfm: adam (default), sgd")
     heads.add_argument("--hypergradient", help="hsfm: adjoint (default), unrolled, first_order, implicit, ...")
-    run.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    run.add_argument("--out", type=out_file, required=True, metavar="FILE.json")
 
 
 def add_data(commands: Any) -> None:
@@ -166,6 +174,15 @@ def add_train_tiny(commands: Any) -> None:
     command.add_argument("--folder", type=Path, default=Path("tiny"), help="of checkpoint, weights and card")
 
 
+def out_file(text: str) -> Path:
+    """A local file for records."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is no local file; checkpoints can go there: sweep --checkpoints URL")
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder, not a file")
+    return Path(text)
+
+
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     """`["classes=3,5", "bottom=fashion_mnist"]` to keyword arguments: numbers, lists of them, or words."""
 
@@ -198,10 +215,12 @@ def given(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     known = {name for names in TAKES.values() for name in names}
     found = {name: value for name, value in vars(arguments).items() if name in known and value is not None}
-    if unused := sorted(set(found) - set(TAKES[arguments.method])):
+    said = {name for name, default in DEFAULTS.items() if getattr(arguments, name) != default}
+    takes = (*TAKES[arguments.method], *TAKES_ALSO.get(arguments.method, ()))
+    if unused := sorted((said | set(found)) - set(takes)):
         raise CamlError(
             what=f"{arguments.method} does not take " + ", ".join(map(_flag, unused)),
-            expected=", ".join(map(_flag, TAKES[arguments.method])),
+            expected=", ".join(map(_flag, takes)),
             remedy="leave it out, or choose another method",
         )
     return found
@@ -211,8 +230,12 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Training settings of the method: what was given, over its defaults or the profile's.
 
     Raises:
-        CamlError: an option that the method does not take, a setting out of range, seeds that it cannot stack.
+        CamlError: an option that the method or the loader does not take, a setting out of range, a seed given twice,
+            seeds that the method cannot stack.
     """
+    check_options(arguments.dataset, parse_options(arguments.option))
+    if len(set(arguments.seed)) < len(arguments.seed):
+        raise CamlError(what=f"--seed {arguments.seed}", expected="each seed once", remedy="leave the others out")
     if arguments.stack:
         from caml_core.stacked import stackable
 
@@ -223,6 +246,21 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
         return head_runs.settings(arguments.method, given(arguments))
     table = ERM if arguments.method == "erm" else ACTIVE
     return {**table[arguments.profile], **given(arguments)}
+
+
+def check_options(dataset: str, options: dict[str, Any]) -> None:
+    """Refuse loader options of unknown name, or of another kind than the loader's signature says."""
+    from caml_core.data import loader
+
+    kinds: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "Sequence[int]": tuple}
+    for name, parameter in inspect.signature(loader(dataset, options)).parameters.items():
+        kind = str(parameter.annotation).split(" ")[0]
+        if name in options and not isinstance(options[name], kinds.get(kind, object)):
+            raise CamlError(
+                what=f"--option {name}={options[name]}",
+                expected=f"{name} of kind {kind}" + (", for example 3,5" if kinds.get(kind) is tuple else ""),
+                remedy="correct the option",
+            )
 
 
 def go_run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -365,7 +403,7 @@ def in_rounds(
     """Arguments of `caml_core.active.run_active` beside the plan."""
     from caml_core.loader import random_shift
 
-    queries = None if arguments.queries_from is None else bought(arguments.queries_from, arguments.dataset, seed)
+    queries = None if arguments.queries_from is None else bought(arguments, seed)
     return {
         "make_network": lambda: make_network(arguments, splits, seed),
         **dict(zip(("pool", "val", "test"), splits)),
@@ -374,7 +412,7 @@ def in_rounds(
         "augment": random_shift if arguments.augment == "shift" and splits[0].x.ndim == 4 else None,
         "work": work,
         "queries": queries,
-        "first_round": 0 if queries is None else settings(arguments)["rounds"],
+        "first_round": 0 if queries is None else len(queries),
     }
 
 
@@ -413,18 +451,37 @@ def make_network(arguments: argparse.Namespace, splits: Splits, seed: int) -> Ba
     )
 
 
-def bought(file: Path, dataset: str, seed: int) -> list[list[int]]:
-    """The queries of the run of the same dataset and seed in a file of records."""
+def bought(arguments: argparse.Namespace, seed: int) -> list[list[int]]:
+    """The queries that a run of the same seed, from the same pool, chose by itself: from a file of records."""
     from caml_core.records import read_records
 
+    file, own = arguments.queries_from, pool_of(arguments)
+    differ: set[str] = set()
     for record in read_records(file):
-        if record["seed"] == seed and record["dataset"] == dataset and record.get("rounds"):
-            return [r["queried"] for r in record["rounds"][1:]]
+        rounds, config = record.get("rounds", []), record["config"]
+        if (record["seed"], record["dataset"]) == (seed, arguments.dataset) and len(rounds) > 1:
+            other = _pool(config.get("rho"), config.get("option"), config)
+            if other == own:
+                return [r["queried"] for r in rounds[1:]]
+            differ |= {key for key in own if own[key] != other[key]}
     raise CamlError(
-        what=f"{file} has no rounds of {dataset} with seed {seed}",
-        expected="records of an active-learning run on the same dataset and seed",
+        what=f"{file} has no rounds of {arguments.dataset} with seed {seed}"
+        + (" from the same pool: other " + ", ".join(sorted(differ)) if differ else ""),
+        expected="records of a run in rounds with the same dataset, seed, rho, options, start, query and rounds",
         remedy="run the acquisition first, for example: run append --dataset ... --out FILE.json",
     )
+
+
+def pool_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What decides which labels there are to buy, and how many: only where it is equal can runs buy the same."""
+    return _pool(arguments.rho, parse_options(arguments.option), settings(arguments))
+
+
+def _pool(rho: float | None, option: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    from caml_core.active import Plan
+
+    plan = {key: settings.get(key, getattr(Plan, key)) for key in ("start", "query", "rounds")}
+    return {"rho": rho, "option": json.loads(json.dumps(option)), **plan}
 
 
 CURVES = ("average", "worst_group", "minority", "majority")
@@ -444,6 +501,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.go(arguments)
     except CamlError as error:
         print(f"caml_core: {error.what}; expected {error.expected}; {error.remedy}", file=sys.stderr)
+        return 2
+    except OSError as error:  # of a path that was given
+        print(f"caml_core: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ncaml_core: stopped; the same command goes on from where it stopped", file=sys.stderr)

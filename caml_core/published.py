@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +165,22 @@ def summary(records: Sequence[Record], names: Sequence[str] = ()) -> str:
         groups.setdefault(record.get("run") or record["method"], []).append(record)
     rows = [[name, *(mean_text(found, metric) for metric in METRICS), *origin(found)] for name, found in groups.items()]
     table = markdown(("run", *METRICS.values(), "n", "device", "date", "commit"), rows)
-    hours = sum(record["provenance"]["wall_seconds"] for record in records) / 3600
-    return f"{table}\n\n{len(records)} runs, {hours:.2f} hours of computing in all"
+    return f"{table}\n\n{len(records)} runs, {sum(hours(records).values()):.2f} hours of computing in all"
+
+
+def hours(records: Sequence[Record]) -> dict[str, float]:
+    """Core-hours ("CPU") and GPU-hours ("GPU"): a run with a share of a GPU used that share of it."""
+    found = {"CPU": 0.0, "GPU": 0.0}
+    for where in (record["provenance"] for record in records):
+        kind = "CPU" if where["device"].startswith("cpu") else "GPU"
+        found[kind] += where["wall_seconds"] / 3600 * (where.get("gpus") or 1)
+    return found
+
+
+def runs_an_hour(records: Sequence[Record]) -> float:
+    """From the start of the first run of a sweep to the end of the last."""
+    times = [[datetime.fromisoformat(r["provenance"][key]) for r in records] for key in ("start", "end")]
+    return 3600 * len(records) / (max(times[1]) - min(times[0])).total_seconds()
 
 
 def stored_table(name: str) -> str:

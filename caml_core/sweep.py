@@ -18,7 +18,8 @@ for all runs, each `[[runs]]` adds its own, and a list stands for one run an ent
 A run is known by its *identity*, the hash of its settings and of the code that computes it. What has a record with
 this identity is not run again. Everything lies in one folder, FILE.json.work: a file of one line for each finished
 run, a log for each run that was started, and the checkpoints, from which whoever takes the run up goes on. On several
-machines this folder should be one they share; records travel through Ray and arrive even if it is not.
+machines this folder should be one they share, or `--checkpoints` names a URL that all of them reach; records travel
+through Ray and arrive in any case.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import argparse
 import ast
 import contextlib
 import dataclasses
+import datetime
 import functools
 import hashlib
 import io
@@ -96,7 +98,7 @@ def expand(file: Path) -> list[Run]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise _wrong(file, "lists no runs", "at least one [[runs]]")
     command_line = parser()
-    known = vars(command_line.parse_args(["run", "erm", "--dataset", "", "--out", ""])).keys() - PLACE
+    known = vars(command_line.parse_args(["run", "erm", "--dataset", "", "--out", "run.json"])).keys() - PLACE
     keys = {name.replace("_", "-") for name in known} | {"name", "queries-from"}
     runs: dict[str, Run] = {}
     parsed: dict[str, argparse.Namespace] = {}
@@ -107,6 +109,8 @@ def expand(file: Path) -> list[Run]:
         if missing := {"method", "dataset"} - given.keys():
             raise _wrong(file, f"has a run without {' and '.join(sorted(missing))}", "both for every run")
         lists = {key: value if isinstance(value, list) else [value] for key, value in given.items()}
+        if empty := [key for key, values in lists.items() if not values]:
+            raise _wrong(file, f"has an empty list: {', '.join(empty)}", "at least one value")
         for values in itertools.product(*lists.values()):
             run, arguments = _run(file, dict(zip(lists, values)), command_line)
             if run.label in runs:
@@ -128,6 +132,9 @@ def _run(file: Path, cell: Mapping[str, Any], command_line: argparse.ArgumentPar
     command = [str(options.pop("method"))]
     for key, value in options.items():
         if isinstance(value, dict):
+            if lists := [k for k, v in value.items() if isinstance(v, list | dict)]:
+                text = f'a word or number each: "3,5" for a tuple, another [[runs]] for another {lists[0]}'
+                raise _wrong(file, f"has a list in {key}: {', '.join(lists)}", text)
             command += [part for k, v in value.items() for part in (f"--{key}", f"{k}={v}")]
         elif value is True:
             command.append(f"--{key}")
@@ -137,7 +144,7 @@ def _run(file: Path, cell: Mapping[str, Any], command_line: argparse.ArgumentPar
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
-            arguments = command_line.parse_args(["run", *command, "--out", ""])
+            arguments = command_line.parse_args(["run", *command, "--out", "run.json"])
     except SystemExit as error:
         raise _wrong(file, f"run {name!r}: {message.getvalue().strip()}", "options of `run`") from error
     (seed,) = arguments.seed
@@ -147,8 +154,9 @@ def _run(file: Path, cell: Mapping[str, Any], command_line: argparse.ArgumentPar
 
 def _identified(file: Path, runs: Mapping[str, Run], parsed: Mapping[str, argparse.Namespace]) -> list[Run]:
     """Check the settings of each run, and give it its identity; sellers first."""
-    from caml_core.__main__ import ACTIVE_METHODS
+    from caml_core.__main__ import TAKES_ALSO, pool_of
 
+    trade = {label for label, one in parsed.items() if "queries_from" in TAKES_ALSO.get(one.method, ())}
     found: dict[str, Run] = {}
     for run in sorted(runs.values(), key=lambda run: run.buys is not None):
         arguments, sold = parsed[run.label], None
@@ -156,10 +164,11 @@ def _identified(file: Path, runs: Mapping[str, Run], parsed: Mapping[str, argpar
         if run.buys is not None:
             seller = runs.get(run.buys)
             sold = parsed[run.buys] if seller is not None else None
-            if seller is None or sold is None or seller.buys or sold.method not in ACTIVE_METHODS:
+            if seller is None or sold is None or seller.buys or run.buys not in trade:
                 raise _wrong(file, f"{run.label!r} buys from {run.buys!r}", "a run in rounds that buys its own labels")
-            if sold.dataset != arguments.dataset or arguments.method not in ACTIVE_METHODS:
-                raise _wrong(file, f"{run.label!r} cannot buy from {run.buys!r}", "two runs in rounds on one dataset")
+            if sold.dataset != arguments.dataset or run.label not in trade or pool_of(sold) != pool_of(arguments):
+                same = "two runs in rounds with the same dataset, rho, option, start, query and rounds"
+                raise _wrong(file, f"{run.label!r} cannot buy from {run.buys!r}", same)
             config["queries_from"] = found[run.buys].identity
         said = {key: value for key, value in config.items() if value not in (None, []) and value is not False}
         text = json.dumps([said, run.code], sort_keys=True, default=str)
@@ -173,13 +182,11 @@ def _identified(file: Path, runs: Mapping[str, Run], parsed: Mapping[str, argpar
 
 def _checked(file: Path, run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
     """All settings of a run with its defaults, refused now if the run would refuse them later."""
-    from caml_core.__main__ import ACTIVE_METHODS, parse_options, settings
+    from caml_core.__main__ import ACTIVE_METHODS, settings
     from caml_core.active import Plan
-    from caml_core.data import loader
 
     try:
         found = settings(arguments)
-        loader(arguments.dataset, parse_options(arguments.option))
         if arguments.method in ACTIVE_METHODS:
             Plan(method=arguments.method, **found)
     except CamlError as error:
@@ -193,8 +200,10 @@ def _wrong(file: Path, what: str, expected: str) -> CamlError:
 
 # ---- identity -----------------------------------------------------------------------------------------------
 
-COMMAND_LINE = {"parser", "main", "given", "settings"}  # of __main__: what they decide stands in the settings
-KINDS = {"erm": {"erm"}, "head": {"head"}, "active": {"active", "stacked", "in_rounds", "summed_up", "bought"}}
+COMMAND_LINE = {  # of __main__: what they decide stands in the settings
+    "parser", "main", "given", "settings", "check_options", "out_file", "pool_of",
+}  # fmt: skip
+KINDS = {"erm": {"erm"}, "head": {"head"}, "active": {"active", "stacked", "in_rounds", "summed_up", "bought", "_pool"}}
 SILENT = {
     "caml_core.errors",
     "caml_core.records",
@@ -269,13 +278,22 @@ def _seeds(command: Sequence[str], *seeds: object) -> list[str]:
     return [*command[: i + 1], *map(str, seeds), *command[i + 2 :]]
 
 
-def execute(runs: Sequence[Run], folder: Path, device: str, *bought: Sequence[Record]) -> list[Record]:
+def execute(
+    runs: Sequence[Run],
+    folder: Path,
+    device: str,
+    *bought: Sequence[Record],
+    gpus: float = 0,
+    checkpoints: str | None = None,
+) -> list[Record]:
     """Make the runs of one task, in this process with one thread, or go on with them from their checkpoints.
 
     Args:
         runs: one, or several seeds that train side by side.
         folder: of the sweep.
         bought: compact records, among them those of the runs whose labels these buy.
+        gpus: share of a GPU that the task has, for its records.
+        checkpoints: URL to which they are copied, see `caml_core.mirror`.
 
     Returns:
         For each run its compact record, or `{"failed": why, "log": file}`. Nothing is raised: one bad run must not stop
@@ -302,7 +320,7 @@ def execute(runs: Sequence[Run], folder: Path, device: str, *bought: Sequence[Re
             names = ", ".join(run.label for run in still)
             print(f"{names} on {platform.node()}, process {os.getpid()}", flush=True)
             try:
-                found |= _make(still, folder, device, sold)
+                found |= _make(still, folder, device, sold, gpus, checkpoints)
             except Exception:
                 traceback.print_exc()
                 raise
@@ -315,8 +333,16 @@ def execute(runs: Sequence[Run], folder: Path, device: str, *bought: Sequence[Re
     return [found[run.label] for run in runs]
 
 
-def _make(runs: Sequence[Run], folder: Path, device: str, sold: Mapping[str, Record]) -> dict[str, Record]:
+def _make(
+    runs: Sequence[Run],
+    folder: Path,
+    device: str,
+    sold: Mapping[str, Record],
+    gpus: float,
+    checkpoints: str | None,
+) -> dict[str, Record]:
     from caml_core.__main__ import go_run, parser
+    from caml_core.mirror import mirrored
     from caml_core.records import write_records
     from caml_core.store import write_text
 
@@ -336,18 +362,26 @@ def _make(runs: Sequence[Run], folder: Path, device: str, sold: Mapping[str, Rec
             expected="the same caml_core on every machine of the cluster",
             remedy="install it there again",
         )
-    if first.buys is not None:
-        arguments.queries_from = own / "bought.json"
-        write_records(arguments.queries_from, [sold[run.buys] for run in runs if run.buys])
-    found = {}
-    for run, record in zip(runs, go_run(arguments)):
-        record = {"run": run.name, "identity": run.identity, "code": run.code, **record}
-        if run.buys is not None:
-            record["config"] = record["config"] | {"queries_from": run.buys}
-        write_text(folder / f"{run.label}.json", json.dumps([record]) + "\n")
-        found[run.label] = compact(record)
-    shutil.rmtree(own, ignore_errors=True)
+    found, start = {}, _now()
+    with mirrored(own, f"{checkpoints}/unfinished/{named}") if checkpoints else contextlib.nullcontext():
+        if first.buys is not None:
+            arguments.queries_from = own / "bought.json"
+            write_records(arguments.queries_from, [sold[run.buys] for run in runs if run.buys])
+        made = go_run(arguments)
+        when = {"start": start, "end": _now(), "gpus": gpus}
+        for run, record in zip(runs, made):
+            record = {"run": run.name, "identity": run.identity, "code": run.code, **record}
+            record["provenance"] = record["provenance"] | when
+            if run.buys is not None:
+                record["config"] = record["config"] | {"queries_from": run.buys}
+            write_text(folder / f"{run.label}.json", json.dumps([record]) + "\n")
+            found[run.label] = compact(record)
+        shutil.rmtree(own, ignore_errors=True)
     return found
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
 def compact(record: Record) -> Record:
@@ -403,6 +437,7 @@ def sweep(
     device: str = "auto",
     gpus_per_run: float | None = None,
     stack: int = 1,
+    checkpoints: str | None = None,
 ) -> list[Record]:
     """Make the runs of `file` that have no record yet, and write all records to `out`.
 
@@ -415,14 +450,17 @@ def sweep(
         gpus_per_run: share of a GPU that Ray reserves for a task; default 1 where there is one and `device` allows it.
         stack: up to so many seeds of a setting are one task and train side by side (`caml_core.stacked`). They find
             what they find alone up to rounding, so this is no more a part of a run's identity than the device is.
+        checkpoints: folder or URL to which those of unfinished runs are copied, for machines that share no disk, see
+            `caml_core.mirror`.
 
     Returns:
         The compact records, in the order of the list.
 
     Raises:
-        CamlError: before anything runs, whatever is wrong with the file, the folder, the device, the address; at the
-            end, the runs that failed.
+        CamlError: before anything runs, whatever is wrong with the file, the folder, the device, the address, the URL;
+            at the end, the runs that failed.
     """
+    from caml_core.mirror import check_url
     from caml_core.published import summary
     from caml_core.records import read_records, write_records
 
@@ -444,12 +482,15 @@ def sweep(
     open_runs = [run for run in runs if run.label not in done]
     if stack < 1:
         raise CamlError(what=f"--stack {stack}", expected="at least 1 seed a task", remedy="correct the option")
+    if checkpoints is not None and open_runs:
+        checkpoints = check_url(checkpoints)
     _check_disk(folder, open_runs)
     print(f"{len(runs)} runs, {len(done)} of them finished, {len(open_runs)} to do", flush=True)
     failed: dict[str, str] = {}
     try:
         start = time.perf_counter()
-        for run, outcome in _engine(bundles(open_runs, stack), done, folder, device, gpus_per_run, address):
+        tasks = bundles(open_runs, stack)
+        for run, outcome in _engine(tasks, done, folder, device, gpus_per_run, address, checkpoints):
             if "failed" in outcome:
                 failed[run.label], said = f"{outcome['failed'].splitlines()[0]} (log: {outcome['log']})", "failed"
             else:
@@ -475,24 +516,39 @@ def sweep(
 
 
 def _engine(
-    tasks: Sequence[Sequence[Run]], done: dict[str, Record], folder: Path, device: str, gpus: float | None, address: str
+    tasks: Sequence[Sequence[Run]],
+    done: dict[str, Record],
+    folder: Path,
+    device: str,
+    gpus: float | None,
+    address: str,
+    checkpoints: str | None,
 ) -> Iterator[tuple[Run, Record]]:
     """Each run with what came of it, in the order in which they finish."""
     from caml_core.device import pick_device
 
-    if gpus is not None and (gpus < 0 or (gpus > 1 and gpus % 1) or (gpus > 0 and device == "cpu")):
+    if gpus is not None and (
+        not gpus >= 0 or (gpus > 1 and gpus % 1) or (gpus > 0 and device == "cpu") or (gpus == 0 and device == "cuda")
+    ):
         raise CamlError(
             what=f"--gpus-per-run {gpus} with --device {device}",
-            expected="a share between 0 and 1, or a whole number; above 0 only without --device cpu",
+            expected="a share between 0 and 1, or a whole number; 0 without --device cuda, others without --device cpu",
             remedy="for four runs on a GPU: --gpus-per-run 0.25",
         )
     if not tasks:
         return
     if address == "serial" or (address == "local" and not _ray_is_installed()):
+        if gpus and gpus < 1:
+            raise CamlError(
+                what=f"--gpus-per-run {gpus} where runs are made one after the other",
+                expected="Ray, which makes several at a time",
+                remedy="pip install 'caml_core[ray]' and no --address serial; or leave --gpus-per-run out",
+            )
         place = "cpu" if gpus == 0 else "cuda" if gpus else device
-        pick_device(place)
+        share = 1 if pick_device(place).type == "cuda" else 0
         for runs in tasks:
-            yield from zip(runs, execute(runs, folder, place, [done[run.buys] for run in runs if run.buys in done]))
+            known = [done[run.buys] for run in runs if run.buys in done]
+            yield from zip(runs, execute(runs, folder, place, known, gpus=share, checkpoints=checkpoints))
         return
     with _ray(address) as ray:
         there = ray.cluster_resources().get("GPU", 0)
@@ -504,14 +560,15 @@ def _engine(
                 expected="at least as many GPUs as one run asks for",
                 remedy="use --device cpu, or an --address of a cluster with GPUs",
             )
-        remote = ray.remote(execute).options(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)
+        cores = min(1, gpus) if gpus else 1  # runs that share a GPU may be more than there are cores
+        remote = ray.remote(execute).options(num_cpus=cores, num_gpus=gpus, max_retries=RETRIES)
         place = "cuda" if gpus else "cpu"
         refs: dict[str | None, Any] = {}
         waiting: dict[Any, Sequence[Run]] = {}
         for runs in tasks:  # sellers come first; Ray hands their records to the buyers and orders the rest
             known = [done[run.buys] for run in runs if run.buys in done]
             sellers = dict.fromkeys(refs[run.buys] for run in runs if run.buys in refs)
-            ref = remote.remote(runs, folder.resolve(), place, known, *sellers)
+            ref = remote.remote(runs, folder.resolve(), place, known, *sellers, gpus=gpus, checkpoints=checkpoints)
             refs |= {run.label: ref for run in runs}
             waiting[ref] = runs
         while waiting:
@@ -614,15 +671,20 @@ def _duration(seconds: float) -> str:
 
 def add_sweep(commands: Any) -> None:
     """`sweep FILE`: make the runs that a file lists and that have no record yet."""
+    from caml_core.__main__ import out_file
+
     command = commands.add_parser("sweep", help="make the runs that a file lists, each once")
     command.set_defaults(go=go_sweep)
     command.add_argument("file", type=Path, metavar="FILE.toml")
-    command.add_argument("--out", type=Path, metavar="FILE.json", help="default: results/NAME.json")
+    command.add_argument("--out", type=out_file, metavar="FILE.json", help="default: results/NAME.json")
     command.add_argument("--address", default="local", help="local (default), serial, or HOST:PORT of a Ray cluster")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     command.add_argument("--gpus-per-run", type=float, metavar="F", help="share of a GPU for each task, e.g. 0.25")
     command.add_argument(
         "--stack", type=int, default=1, metavar="K", help="train up to K seeds of a setting as one task"
+    )
+    command.add_argument(
+        "--checkpoints", metavar="URL", help="keep those of unfinished runs there, too: s3://..., gs://..."
     )
 
 
@@ -635,4 +697,5 @@ def go_sweep(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         gpus_per_run=arguments.gpus_per_run,
         stack=arguments.stack,
+        checkpoints=arguments.checkpoints,
     )

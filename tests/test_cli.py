@@ -14,7 +14,7 @@ import pytest
 
 from caml_core.__main__ import main, parse_options
 from caml_core.errors import CamlError
-from caml_core.records import describe, mean_and_spread, paired_difference, read_records, stored
+from caml_core.records import describe, mean_and_spread, paired_difference, read_records, stored, write_records
 from caml_core.sweep import compact
 
 SMALL = ["--option", "n_train=60", "--option", "n_val=20", "--option", "n_test=40"]
@@ -89,6 +89,11 @@ def test_head_only_and_loader_options(tmp_path: Path, small_sources: Path) -> No
         (["--epochs", "-1"], "epochs=-1"),
         (["--select", "test"], "select='test'"),
         (["--data", "/nowhere", "--dataset", "dominoes", "--option", "x=1"], "no option"),
+        (["--option", "n_val=abc"], "--option n_val=abc; expected n_val of kind int"),
+        (["--option", "size=16,32"], "--option size=(16, 32)"),
+        (["--dataset", "dominoes", "--option", "classes=3"], "for example 3,5"),
+        (["--seed", "0", "1", "0"], "--seed [0, 1, 0]; expected each seed once"),
+        (["--queries-from", "nowhere.json"], "erm does not take --queries-from"),
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_code_2(
@@ -108,6 +113,21 @@ def test_argparse_errors_are_one_line(bad: list[str], capsys: pytest.CaptureFixt
         main(bad)
     assert caught.value.code == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [["run", "erm", "--dataset", "birdscapes"], ["sweep", "list.toml"]])
+@pytest.mark.parametrize(("out", "message"), [(".", "is a folder"), ("s3://bucket/x.json", "sweep --checkpoints URL")])
+def test_out_is_a_local_file(command: list[str], out: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--out", out])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder in which nobody can make another")
+def test_a_folder_that_cannot_be_made(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(Path("/proc/nope/r.json"))) == 2
+    assert "/proc/nope" in capsys.readouterr().err
 
 
 def test_unwritable_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,11 +202,47 @@ def test_active_learning_and_its_labels_bought_again(tmp_path: Path) -> None:
     (last,) = record["rounds"]
     assert last["queried"] == records[1]["rounds"][2]["queried"]
     assert (record["config"]["alpha"], record["config"]["order"], record["config"]["inner_steps"]) == (0.3, "exact", 2)
+    short = tmp_path / "short.json"
+    write_records(short, [record, *map(compact, records)])  # the buyer's own record sells nothing
+    more = [*again[2:], "--queries-from", str(short), "--seed", "1", "--out", str(caml)]
+    assert main(["run", "caml", *ACTIVE, *more]) == 0
+    assert read_records(caml)[0]["rounds"][0]["queried"] == last["queried"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--rho", "0.6"], "rho"),
+        (["--option", "n_train=200"], "option"),
+        (["--start", "50"], "start"),
+        (["--query", "9"], "query"),
+        (["--rounds", "1"], "rounds"),
+        (["--seed", "5"], None),
+    ],
+)
+def test_labels_of_another_pool_are_not_bought(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: list[str], message: str | None
+) -> None:
+    sold = {
+        "rho": None,
+        "option": parse_options([a for a in ACTIVE if "=" in a]),
+        "start": 60,
+        "query": 10,
+        "rounds": 2,
+    }
+    rounds = [{"queried": list(range(10 * t))[-10:]} for t in range(3)]
+    rest: dict[str, Any] = {"metrics": {}, "provenance": {}, "method": "append", "dataset": "spuco_mnist", "seed": 0}
+    write_records(tmp_path / "append.json", [{**rest, "config": sold, "rounds": rounds}])
+    from_it = ["--queries-from", str(tmp_path / "append.json"), "--out", str(tmp_path / "r.json")]
+    assert main(["run", "caml", *ACTIVE, *change, *from_it]) == 2
+    said = capsys.readouterr().err
+    assert (f"from the same pool: other {message};" if message else "with seed 5; expected") in said
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--head-only", "--balance", "group"], "caml does not take --balance, --head-only"),
         (["--alpha", "-1"], "alpha=-1.0"),
         (["--acquisition", "oracle"], "acquisition='oracle'"),
         (["--query", "500"], "60 + 2 x 500 labels from a pool of 300"),
@@ -294,6 +350,9 @@ def test_dfr_on_frozen_features_and_few_validation_labels(tmp_path: Path, small_
         (["hsfm", "--select", "average"], "select='average'"),
         (["hsfm", "--val-labels", "41"], "--val-labels 41 of 40"),
         (["hsfm", "--start", "5"], "hsfm does not take --start"),
+        (["hsfm", "--head-only", "--balance", "group"], "hsfm does not take --balance, --head-only"),
+        (["dfr", "--augment", "none", "--profile", "full"], "dfr does not take --augment, --profile"),
+        (["afr", "--queries-from", "nowhere.json"], "afr does not take --queries-from"),
         (["dfr", "--hard-set", "loss", "--alpha", "1"], "dfr does not take --alpha, --hard-set"),
         (["gdro-head", "--epochs", "0"], "epochs=0"),
         (["erm-head", "--select", "test"], "select='test'"),

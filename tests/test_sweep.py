@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from conftest import require
 from caml_core import sweep as module
 from caml_core.__main__ import main, parser, settings
 from caml_core.errors import CamlError
+from caml_core.published import hours, runs_an_hour
 from caml_core.records import read_records
 from caml_core.sweep import Run, bundles, code_version, execute, expand, sweep
 
@@ -66,7 +68,7 @@ def found(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def meaning(command: list[str]) -> dict[str, Any]:
     """All settings that a command stands for, defaults included."""
-    arguments = parser().parse_args(["run", *command, "--out", ""])
+    arguments = parser().parse_args(["run", *command, "--out", "run.json"])
     return {**{k: v for k, v in vars(arguments).items() if k != "go"}, **settings(arguments)}
 
 
@@ -108,6 +110,14 @@ def test_a_list_is_expanded_to_all_combinations_after_what_they_buy(tmp_path: Pa
         ('= "append"\n\n', '= "random"\n\n', "buys from 'random-0'"),
         ('method = "append"', 'method = "append"\nqueries-from = "caml"', "buys from"),
         ("seed = [0, 1]", "seed = [0, 0]", "lists 'upweight-0' twice"),
+        ("seed = [0, 1]", "seed = []", "has an empty list: seed"),
+        ("size = 16", "size = [16, 32]", "has a list in option: size"),
+        ("n_val = 32", "n_val = 'many'", "--option n_val=many"),
+        ('queries-from = "append"', 'queries-from = "append"\nrho = 0.6', "cannot buy from 'append-0'"),
+        ('queries-from = "append"', 'queries-from = "append"\nstart = 41', "cannot buy from 'append-0'"),
+        ('method = "append"', 'method = "append"\noption = { size = 16, n_train = 130 }', "cannot buy from 'append-0'"),
+        ('method = "append"', 'method = "append"\nrounds = 3', "cannot buy from 'append-0'"),
+        ('method = "append"', 'name = "append"\nmethod = "erm_all"', "buys from 'append-0'"),
         ("seed = [0, 1]", "seed = [0, 1]\nname = '{method}/{seed}'", "names that can be names of files"),
         ("seed = [0, 1]", "seed = [0, 1]\nname = '{methods}'", "cannot be filled in"),
         ('method = "append"', 'method = ["append"]\n[[runs]]\nname = "again"\nmethod = "append"', "are the same run"),
@@ -137,7 +147,7 @@ def test_identity_follows_settings_and_bought_labels_and_nothing_else(tmp_path: 
     assert identities(TINY.replace('"append"\n\n', '"bought"\n\n') + 'name = "bought"') == {
         label.replace("append", "bought"): value for label, value in first.items()
     }
-    changed = identities(TINY + "start = 41")  # of append alone; the others buy its labels
+    changed = identities(TINY + "lr = 0.01")  # of append alone; the others buy its labels
     assert not set(changed.values()) & set(first.values())
 
 
@@ -188,6 +198,8 @@ def test_records_are_those_of_run(serial: tuple[Path, list[dict[str, Any]]], tmp
     assert [line.count("\n") for line in lines] == [1] * 6
     caml = records[3]
     assert caml["config"]["queries_from"] == "append-0"
+    assert caml["provenance"]["gpus"] == 0
+    assert 0 < 1 / runs_an_hour([caml]) < 0.1
     assert caml["provenance"]["command"].endswith("--queries-from append-0.json --device cpu --out caml-0.json")
     assert [len(r["queried"]) for r in records[0]["rounds"]] == [0, 8, 8]
     again = tmp_path / "again.json"
@@ -203,9 +215,9 @@ def test_what_is_finished_is_not_run_again(
     out = tmp_path / "out.json"
     started: list[str] = []
 
-    def watched(runs: list[Run], *rest: Any) -> list[dict[str, Any]]:
+    def watched(runs: list[Run], *rest: Any, **more: Any) -> list[dict[str, Any]]:
         started.extend(run.label for run in runs)
-        return execute(runs, *rest)
+        return execute(runs, *rest, **more)
 
     monkeypatch.setattr(module, "execute", watched)
     shutil.copy(file.parent / "out.json", out)  # the table alone, without its folder
@@ -311,7 +323,10 @@ def test_a_failing_run_stops_no_other_and_is_listed(
         ({"address": "127.0.0.1:9"}, "no Ray at '127.0.0.1:9'"),
         ({"address": "nowhere"}, "no Ray at 'nowhere'"),
         ({"address": "serial", "device": "cuda"}, "device 'cuda'"),
-        ({"address": "serial", "gpus_per_run": 0.5}, "device 'cuda'"),
+        ({"address": "serial", "gpus_per_run": 1}, "device 'cuda'"),
+        ({"address": "serial", "gpus_per_run": 0.5}, "pip install 'caml_core[ray]'"),
+        ({"gpus_per_run": 0, "device": "cuda"}, "a share between 0 and 1"),
+        ({"gpus_per_run": float("nan")}, "a share between 0 and 1"),
         ({"gpus_per_run": 1.5}, "a share between 0 and 1"),
         ({"gpus_per_run": 0.5, "device": "cpu"}, "a share between 0 and 1"),
     ],
@@ -321,7 +336,7 @@ def test_what_is_not_there_is_said_first(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(module, "execute", None)
-    if options.get("device") == "cuda" or options.get("gpus_per_run") == 0.5:
+    if options.get("device") == "cuda" or options.get("gpus_per_run") == 1:
         monkeypatch.setattr("torch.empty", _no_cuda)
     with pytest.raises(CamlError, match=re.escape(message)):
         sweep(write(tmp_path, ERM), tmp_path / "out.json", **options)
@@ -340,6 +355,57 @@ def test_without_ray_a_cluster_is_refused_and_local_is_serial(tmp_path: Path, mo
         sweep(write(tmp_path, ERM), tmp_path / "out.json", address="10.0.0.1:6379")
     (record,) = sweep(write(tmp_path, ERM), tmp_path / "out.json", device="cpu")
     assert record["run"] == "erm"
+
+
+class NoRay:
+    """Stands for Ray on a machine with two cores and a GPU: notes what a task asks for, and makes none."""
+
+    exceptions = type("exceptions", (), {"RayError": RuntimeError})
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2, "GPU": 1}
+
+    def options(self, **asked: Any) -> NoRay:
+        self.asked.append(asked)
+        return self
+
+    def remote(self, *call: Any, **more: Any) -> Any:
+        if not more:
+            return self
+        self.asked.append(more)
+        return len(self.asked)
+
+    def wait(self, refs: list[Any]) -> tuple[list[Any], list[Any]]:
+        return refs[:1], refs[1:]
+
+    def get(self, ref: Any) -> Any:
+        return ({"failed": "no GPU", "log": ""},)
+
+
+def test_runs_that_share_a_gpu_may_be_more_than_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = NoRay()
+    monkeypatch.setattr(module, "_ray", lambda address: contextlib.nullcontext(ray))
+    monkeypatch.setattr(module, "_ray_is_installed", lambda: True)
+    for share, cores in ((0.25, 0.25), (1, 1), (None, 1)):
+        with pytest.raises(CamlError, match="1 of 1 runs failed"):
+            sweep(write(tmp_path, ERM), tmp_path / "out.json", gpus_per_run=share)
+        options, given = ray.asked[-2:]
+        assert (options["num_cpus"], options["num_gpus"]) == (cores, share or 1)
+        assert given["gpus"] == options["num_gpus"]
+
+
+def test_hours_count_the_share_of_a_gpu_and_rates_the_clock() -> None:
+    def record(start: int, end: int, **more: Any) -> dict[str, Any]:
+        times = {"start": f"2026-01-01T0{start}:00:00+00:00", "end": f"2026-01-01T0{end}:00:00+00:00"}
+        return {"provenance": {"device": "A GPU", "wall_seconds": 3600.0 * (end - start), **times, **more}}
+
+    packed = [record(0, 2, gpus=0.25), record(0, 3, gpus=0.25), record(1, 4, gpus=0.25)]
+    assert hours(packed) == {"CPU": 0, "GPU": 2}
+    assert runs_an_hour(packed) == pytest.approx(3 / 4)
+    assert hours([record(0, 1, gpus=0, device="cpu"), record(0, 1)]) == {"CPU": 1, "GPU": 1}
 
 
 def test_a_full_disk_and_a_folder_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
