@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from sample_book import ROOT
 from book import pairs
 from caml_core import published
 from caml_core.__main__ import main
-from caml_core.records import paired_difference
+from caml_core.records import stored
 
 STORED = sorted(file.stem for file in (ROOT / "results").glob("*.json"))
-OF_RECORDS = ("07_caml", "09_caml_tables", "12_hsfm_tables")  # chapters that show stored numbers, a run a row
+OF_RECORDS = ("07_caml", "09_caml_tables", "12_hsfm_tables", "16_active_hsfm")  # show stored numbers, a run a row
 TYPED = r"(?<![\w./])\d+\.\d+(?![\w.])"  # a decimal in prose
 PAIR = r"(\d+\.\d)\s*±\s*(\d+\.\d)"
 INTERVAL = r"([+-]\d+\.\d)\s*\[([+-]\d+\.\d), ([+-]\d+\.\d)\]"
@@ -87,28 +88,59 @@ def test_broken_records_are_not_taken_for_missing_ones(monkeypatch: pytest.Monke
 # ---- numbers in the book ------------------------------------------------------------------------------------
 
 
-def carried() -> tuple[set[tuple[str, str]], set[tuple[str, str, str]]]:
-    """(mean, spread) of every run and metric, and (mean, low, high) of every paired difference, as they are printed."""
-    means, differences = set(), set()
+Carried = dict[str, set[tuple[str, ...]]]  # name of a row: what is printed of it; "": of any
+
+
+def told(d: dict[str, float]) -> tuple[str, ...]:
+    return tuple(f"{d[key]:+.1f}" for key in ("mean", "low", "high"))
+
+
+def carried() -> Carried:
+    """(mean, spread) of every run and metric, and (mean, low, high) of every paired difference.
+
+    As they are printed; by the name of the run, and for differences of the first of the two.
+    """
+    found: Carried = defaultdict(set)
     for table in STORED:
         runs = published.by_run(table)
         every = [record["metrics"] for records in runs.values() for record in records]
         metrics = [m for m in published.METRICS if all((one.get(m) or {}).get("value") is not None for one in every)]
         for metric in metrics:
-            for found in runs.values():
-                text = published.mean_text(found, metric)
-                if pair := re.fullmatch(PAIR, text):
-                    means.add((pair[1], pair[2]))
-            for a, b in itertools.permutations(runs.values(), 2):
-                common = {r["seed"] for r in a} & {r["seed"] for r in b}
-                if len(common) > 1:
-                    left, right = ([r for r in side if r["seed"] in common] for side in (a, b))
-                    d = paired_difference(left, right, metric)
-                    differences.add((f"{d['mean']:+.1f}", f"{d['low']:+.1f}", f"{d['high']:+.1f}"))
+            for name, records in runs.items():
+                if pair := re.fullmatch(PAIR, published.mean_text(records, metric)):
+                    found[name].add(pair.groups())
+            for (name, a), b in itertools.product(runs.items(), runs.values()):
+                if len({r["seed"] for r in a} & {r["seed"] for r in b}) > 1:
+                    found[name].add(told(published.paired(a, b, metric)))
+    for name, values in active().items():
+        found[name] |= values
+    found[""] = set().union(*found.values())
     for methods in published.HSFM.values():
         for cells in methods.values():
-            means |= {(f"{value:.1f}", f"{spread:.1f}") for value, spread in cells if spread is not None}
-    return means, differences
+            found[""] |= {(f"{value:.1f}", f"{spread:.1f}") for value, spread in cells if spread is not None}
+    return found
+
+
+def active() -> Carried:
+    """Rows of chapter 16: each dataset and budget, against `append`, and in the two pairs that it prints."""
+    source = (ROOT / "notebooks" / "16_active_hsfm.py").read_text("utf-8")
+    rows = {name: key for name, *key in re.findall(r'^    "(.+)": \("(.+)", "(.+)", ".*"\),$', source, re.MULTILINE)}
+    runs: dict[tuple[str, str, str, int], list[dict[str, Any]]] = defaultdict(list)
+    for one in stored("active_hsfm"):
+        for method, scores in one["metrics"].items() if one["method"] == "all" else ():
+            for at, budget in enumerate(one["config"]["budgets"]):
+                values = {name: value[at % len(value)] for name, value in scores.items()}
+                if values["average"] is not None:
+                    metrics = {name: {"value": value} for name, value in values.items()}
+                    runs[one["dataset"], method, one["acquisition"], budget].append({**one, "metrics": metrics})
+    found: Carried = defaultdict(set)
+    for name, key in rows.items():
+        for (dataset, *which, budget), mine in runs.items():
+            if which == key:
+                for other in ("append", "dfr, groups", "hsfm, rounds, no bias"):
+                    over = runs[dataset, other, "least_confidence", budget]
+                    found[name].add(told(published.paired(mine, over, "worst_group")))
+    return found
 
 
 def outputs(notebook: nbformat.NotebookNode) -> str:
@@ -119,12 +151,14 @@ def outputs(notebook: nbformat.NotebookNode) -> str:
     return "\n".join(texts)
 
 
-def strangers(text: str, known: tuple[set[tuple[str, str]], set[tuple[str, str, str]]]) -> list[tuple[str, ...]]:
-    """Means with a spread, and differences with an interval, that no record carries."""
-    means, differences = known
-    return [p for p in re.findall(PAIR, text) if p not in means] + [
-        d for d in re.findall(INTERVAL, text) if d not in differences
-    ]
+def strangers(text: str, known: Carried) -> list[tuple[str, ...]]:
+    """Numbers that no record carries; in a table, no record of the run that the row names."""
+    found: list[tuple[str, ...]] = []
+    for line in text.splitlines():
+        row = line.split("|")[1].strip() if line.startswith("|") else ""
+        name = next((name for name in (row, f"hsfm, {row}") if name in known), "")
+        found += [p for pattern in (PAIR, INTERVAL) for p in re.findall(pattern, line) if p not in known[name]]
+    return found
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout: no notebooks")
@@ -141,6 +175,22 @@ def test_what_a_chapter_shows_is_carried_by_a_record() -> None:
     assert shown > 50, "the patterns find nothing any more"
     assert strangers("33.7 ± 4.8, no: 33.7 ± 4.7", known) == [("33.7", "4.7")]
     assert strangers("+25.8 [+15.3, +36.2]", known) == [("+25.8", "+15.3", "+36.2")]
+
+
+def test_a_row_shows_the_numbers_of_its_own_run() -> None:
+    """Two rows of a table that have changed places fail, though each of their numbers has a record."""
+    known = carried()
+    for table, left, right in (("heads", "dfr", "hsfm, hard 32"), ("heads_resnet", "dfr", "hsfm")):
+        runs = published.by_run(table)
+        a, b = (published.mean_text(runs[name], "worst_group") for name in (left, right))
+        right = right.removeprefix("hsfm, ")
+        assert strangers(f"| {left} | {a} |\n| {right} | {b} |", known) == []
+        assert len(strangers(f"| {left} | {b} |\n| {right} | {a} |", known)) == 2
+    rows = active()
+    hardest, random = (rows[f"HSFM (a), {which} queries"] for which in ("hardest", "random"))
+    for mine, other, name in ((hardest, random, "random"), (random, hardest, "hardest")):
+        mean, low, high = sorted(mine - other)[0]
+        assert strangers(f"| HSFM (a), {name} queries | {mean} [{low}, {high}] |", known) == [(mean, low, high)]
 
 
 def prose(text: str) -> str:
