@@ -67,7 +67,9 @@ def main() -> None:
             for i, (alpha, eta) in enumerate(pairs):
                 config = {"support": support, "hard": hard, "alpha": alpha, "eta": eta}
                 metrics = group_metrics(judge.x @ found.weight[i].cpu().T + found.bias[i].cpu(), judge)
-                records.append(record(seed, config, metrics, provenance(device, wall)))
+                records.append(
+                    record(seed, config, metrics, provenance(device, wall, "python benchmarks/tune_hsfm.py"))
+                )
             start = time.perf_counter()
             print(f"seed {seed}, support {support}, hard {hard}: done", file=sys.stderr)
     write_records(Path("results/tune_hsfm.json"), records)

@@ -156,16 +156,18 @@ assert 0 < difference("dfr", "dac")["mean"] < 4
 assert 0 < difference("hsfm", "dac")["mean"] < 4
 for name in ("balanced-head", "gdro-head"):
     assert 0 < difference("hsfm", name)["mean"] < 3
-assert abs(difference("hsfm, select worst_class", "hsfm")["mean"]) < 1
-assert -4 < difference("hsfm, select hard_loss", "hsfm")["mean"] < 0
+for rule in ("worst_class", "hard_loss"):
+    d = difference(f"hsfm, select {rule}", "hsfm")
+    assert -4 < d["mean"] < 0.5
+    assert d["low"] < 0 < d["high"]
 
 # %% [markdown]
 # On every seed HSFM lifts the worst group over the head it starts from, by about twenty points on average, and the
 # backbone is not touched. The order of the paper repeats: ERM far below, then DaC (Decompose-and-Compose, below), DFR,
 # HSFM, all three within four points (the last step hangs by a hair: one end of its interval is near zero).
 # Balanced retraining and GroupDRO come close, but they need the group of every *training* image. And HSFM can do without
-# any group label: choosing the epoch by the worst *class* in place of the worst group costs nothing here, choosing it by
-# the loss of the hard set a point or two, and not for certain.
+# any group label: choosing the epoch by the worst *class* or by the loss of the hard set, in place of the worst group,
+# costs a point or two, and not for certain (both intervals hold zero).
 #
 # **DaC** and **DDB** (diffusion driven balancing) go another way: they make new *pictures*. DaC
 # (Hosseini Noohdani et al., 2024) asks a heat map which part of an image the ERM model looks at, cuts this part out, and
@@ -248,13 +250,15 @@ figure.update_layout(
 )
 
 # %% [markdown]
-# A point is the mean difference to the published settings, its bar the 95% interval. Three things stand out.
+# A point is the mean difference to the published settings, its bar the 95% interval. Four things stand out.
 #
 # - **The hard set need not be hard.** Random validation examples do as well, and so do the hardest minority examples. In a
 #   set without correlation any sample contradicts the shortcut. (Chapter [10](10_hsfm.ipynb) looks at a biased one.)
 # - **The derivative need not be exact.** First order, the implicit way and KFAC (Kronecker-factored approximate curvature)
 #   end where the exact adjoint ends. What speaks for the adjoint is that it is exact for little more than first order costs; chapter
 #   [11](11_hypergradients.ipynb) shows states in which the others point elsewhere.
+# - **The optimiser need not be Adam.** Plain steps end in the same place, once $\eta$ is large enough: the hypergradient
+#   starts at a length of less than a thousandth. What Adam saves is the search for a step five orders of magnitude away.
 # - **What counts is room to move**: inner steps enough for an edit to matter, enough hard examples, and enough support.
 #   With four support examples of each class the head can come to fit them perfectly. Then the hypergradient is exactly
 #   zero (`hsfm` warns), and nothing happens any more. That hits only some of the seeds, so the interval is wide:
@@ -273,6 +277,8 @@ knobs = ["hard-set random", "hard-set minority"]
 knobs += [f"hypergradient {how}" for how in KNOBS["hypergradient"][1:]]
 for knob in knobs:
     assert abs(found[knob]["mean"]) < 1.5
+assert found["sgd, eta 200"]["high"] < 0
+assert abs(found["sgd, eta 20000"]["mean"]) < 1.5
 for knob in ("inner-steps 1", "hard 32"):
     assert found[knob]["high"] < 0
 assert found["support 4"]["mean"] < found["support 64"]["mean"]
@@ -420,28 +426,33 @@ def bird_gain(one, other):
 assert bird_gain("hsfm, scaled", "erm-head")["low"] > 30
 behind = bird_gain("hsfm, scaled", "dfr")["mean"]
 assert -20 < behind < -3
-assert bird_gain("balanced-head", "dac")["mean"] > 0
+assert abs(bird_gain("balanced-head", "dac")["mean"]) < 12
+assert bird_gain("hsfm, scaled", "dac")["low"] > 5
 assert bird_gain("hsfm, scaled", "balanced-head")["low"] > 5
 assert bird_gain("dac", "erm-head")["low"] > 0
-if "hsfm, tuned" in birds:
-    assert bird_gain("hsfm, tuned", "hsfm, scaled")["mean"] > 0
-    assert behind / 2 < bird_gain("hsfm, tuned", "dfr")["mean"] < 3
+assert bird_gain("hsfm, tuned", "hsfm, scaled")["low"] > 0
+tuned = bird_gain("hsfm, tuned", "dfr")
+assert behind / 2 < tuned["mean"] < 0
+assert tuned["high"] > 0
 chosen = [r["selection"]["alpha"] for r in birds["dac"]]
 offered = birds["dac"][0]["config"]["alphas"]
 print(f"weights of new images in DaC: {chosen}, of {offered}")
-assert set(chosen) <= set(offered)
+assert set(chosen) == {max(offered)}
 
 # %% [markdown]
 # DFR lifts the worst group most. HSFM with its published settings follows, some ten points behind, and more than half of
-# that is settings: see *hsfm, tuned*. Some of the rest may be the choice of the epoch: it is made on the very validation
-# images that the hard set comes from, so what it sees is too kind. Chapter 10 saw the two level, with the published
+# that is settings: with those of the other draws it is a few points behind, and no longer for certain. Some of the rest
+# may be the choice of the epoch: it is made on the very validation images that the hard set comes from, so what it sees
+# is too kind. Chapter 10 saw the two level, with the published
 # settings: it looked at five support sets on *one* draw of the pictures, and here every seed has its own pictures and its
 # own ERM head, which is stopped before it knows them by heart. A single draw compares nothing but itself.
 #
 # Balanced retraining knows every group of the training set, and still stays far behind: at this correlation the minority
-# of a class is forty pictures, and weighing them up does not make them more. DaC gains least. One reason may be that a
-# coarse heat map cannot cut a bird out of a wood, and what remains of the wood says land. Which weights it chose for its
-# new images is printed above; where that is the largest one offered, a larger one might give it more.
+# of a class is forty pictures, and weighing them up does not make them more. DaC gains about as much, without any group
+# of a training image; both stay far behind HSFM and DFR. One reason may be that a coarse heat map cannot cut a bird out
+# of a wood, and what remains of the wood says land. On every draw it takes the largest weight offered for its new images,
+# at which the original ones hardly count. When our grid ended at a tenth of that, DaC came out far lower: a baseline is
+# only as good as the grid it may choose from.
 #
 # ## What we saw
 #
@@ -449,14 +460,14 @@ assert set(chosen) <= set(offered)
 #   order. The height differs, since the backbone does.
 # - Being level with DFR does not carry over with the published settings. On a small network trained on the biased images,
 #   and on five draws of the birds of chapter 10, HSFM gains a lot over the ERM head and stays several points behind DFR.
-# - HSFM can choose its epoch without group labels: by the worst class it loses nothing here, by the loss of the hard set
-#   a little.
+#   On the birds, settings chosen on other draws close more than half of the gap.
+# - HSFM can choose its epoch without group labels, for a point or two at most.
 # - Neither the hardness of the hard set nor the exactness of the derivative explains the result. What the best methods
 #   share is a fair validation set to learn from.
 # - With few validation labels HSFM is ahead of DFR on average over seeds, clearly so in the average accuracy: it moves a
 #   trained head instead of fitting a new one.
 # - DaC is as good as its heat map: within four points of HSFM on frozen ImageNet features of Dominoes, the last of the
-#   repairs that we ran on the small ResNet and on the birds.
+#   repairs that we ran on the small ResNet, level with balanced retraining on the birds.
 # - Not run: DDB, a ResNet-50 trained on Dominoes, and the paper's three other datasets.
 #
 # ## Exercises
