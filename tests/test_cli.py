@@ -164,7 +164,9 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(tmp_path: Path)
 
     whole, stopped = tmp_path / "whole.json", tmp_path / "stopped.json"
     subprocess.run(command(whole), check=True, capture_output=True)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # of tests in the background, too
     child = subprocess.Popen(command(stopped), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, handler)
     checkpoint = tmp_path / "stopped.json.work" / "seed-0.safetensors"
     while child.poll() is None and not checkpoint.exists():
         time.sleep(0.01)
