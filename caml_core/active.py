@@ -270,7 +270,7 @@ def train_round(
             remedy="leave out the rounds that bought nothing",
         )
     labelled = torch.cat(list(sets))
-    odds = odds_of(pool.group[labelled] if plan.method == "balanced" else pool.y[labelled])
+    odds = odds_of_labelled(pool, labelled, plan)
     if plan.method == "jtt":
         odds = odds * _errors(network, x, pool, sets, val, plan, seed, device, augment, checkpoint, config)
     dro = torch.full((pool.n_groups,), 1 / pool.n_groups, device=device)
@@ -395,6 +395,11 @@ def _piece(
 def odds_of(label: Tensor) -> Tensor:
     """Chance of each row so that the labels present are equally likely: float64 (N,)."""
     return 1 / torch.bincount(label)[label].double()
+
+
+def odds_of_labelled(pool: GroupDataset, labelled: Tensor, plan: Plan) -> Tensor:
+    """Chance of each labelled row in the final batches: balanced over classes, or for the oracle over groups."""
+    return odds_of(pool.group[labelled] if plan.method == "balanced" else pool.y[labelled])
 
 
 def _dro(losses: Tensor, group: Tensor, weights: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from caml_core.active import OPTIMIZERS, Plan, Step, Training, draws, meta_settings, odds_of, trainings_of
+from caml_core.active import OPTIMIZERS, Plan, Step, Training, draws, meta_settings, odds_of_labelled, trainings_of
 from caml_core.backbones import Backbone
 from caml_core.device import autocast, seeded, stream_seed
 from caml_core.errors import CamlError
@@ -74,17 +74,15 @@ def train_stacked(
     trainings: Sequence[Training], plan: Plan, device: torch.device, augment: Augment | None, progress: bool = False
 ) -> list[Run]:
     """`caml_core.active.train_round` for S trainings at once: networks trained in place, each at its best epoch."""
-    if len({sum(map(len, training.sets)) for training in trainings}) > 1:
+    labels = sorted({sum(map(len, training.sets)) for training in trainings})
+    if len(labels) > 1:
         raise CamlError(
-            what=f"runs with {sorted({sum(map(len, training.sets)) for training in trainings})} labels side by side",
+            what=f"runs with {labels} labels side by side",
             expected="as many labels in each, so that their epochs have as many steps",
             remedy="make these runs one by one, without --stack",
         )
     networks = [training.network for training in trainings]
-    odds = []
-    for training in trainings:
-        labelled, pool = torch.cat(list(training.sets)), training.pool
-        odds.append(odds_of(pool.group[labelled] if plan.method == "balanced" else pool.y[labelled]))
+    odds = [odds_of_labelled(training.pool, torch.cat(list(training.sets)), plan) for training in trainings]
     stack = Stack(networks)
     _check_memory(stack, trainings[0], plan, device)
     opt = OPTIMIZERS[plan.optimizer](stack.weights.values(), lr=plan.lr, weight_decay=plan.weight_decay)

@@ -158,15 +158,17 @@ def _identified(file: Path, runs: Mapping[str, Run], parsed: Mapping[str, argpar
 
     trade = {label for label, one in parsed.items() if "queries_from" in TAKES_ALSO.get(one.method, ())}
     found: dict[str, Run] = {}
+    pools: dict[str, Any] = {}
     for run in sorted(runs.values(), key=lambda run: run.buys is not None):
         arguments, sold = parsed[run.label], None
         config = {k: v for k, v in vars(arguments).items() if k not in PLACE} | _checked(file, run, arguments)
+        pools[run.label] = pool_of(arguments) if run.label in trade else None
         if run.buys is not None:
             seller = runs.get(run.buys)
             sold = parsed[run.buys] if seller is not None else None
             if seller is None or sold is None or seller.buys or run.buys not in trade:
                 raise _wrong(file, f"{run.label!r} buys from {run.buys!r}", "a run in rounds that buys its own labels")
-            if sold.dataset != arguments.dataset or run.label not in trade or pool_of(sold) != pool_of(arguments):
+            if sold.dataset != arguments.dataset or run.label not in trade or pools[run.buys] != pools[run.label]:
                 same = "two runs in rounds with the same dataset, rho, option, start, query and rounds"
                 raise _wrong(file, f"{run.label!r} cannot buy from {run.buys!r}", same)
             config["queries_from"] = found[run.buys].identity
