@@ -4,6 +4,9 @@ CHAPTER ?= 00_quickstart
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# As in caml_core/__init__.py, for programs that load PyTorch first.
+export GOMP_SPINCOUNT ?= 2000
+export KMP_BLOCKTIME ?= 1
 
 .PHONY: book test quick notebooks check clean
 .DELETE_ON_ERROR:

@@ -22,11 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caml_core.data.dataset import GroupDataset
 from caml_core.device import device_name, pick_device
 from caml_core.features import standardise
-from caml_core.hsfm import PUBLISHED, hsfm, scaled
-from caml_core.hypergradients import Problem, hypergradient
+from caml_core.groups import GroupDataset
+from caml_core.hsfm import hsfm
+from caml_core.hsfm_settings import PUBLISHED, scaled
+from caml_core.hypergradients import Problem
+from caml_core.implicit import hypergradient
 
 S, D, K, C, T, ALPHA = 32, 2048, 512, 2, 10, 1e-4  # Dominoes with a ResNet-50; K counts both classes
 REPEATS, CALLS, FITS = 21, 5, 3

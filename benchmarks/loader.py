@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch.utils.data import DataLoader
 
-from caml_core.data.dataset import GroupDataset
+from caml_core.groups import GroupDataset
 from caml_core.loader import batches
 
 N, BATCH, REPEATS = 8000, 64, 3

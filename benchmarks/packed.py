@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from caml_core.data.dataset import GroupDataset
-from caml_core.data.packed import packed
+from caml_core.data.images import packed
+from caml_core.groups import GroupDataset
 from caml_core.loader import batches
 
 N, SIZE, BATCH, REPEATS = 2000, 224, 64, 3

@@ -1,24 +1,31 @@
 """What a sweep costs beside its runs: speed-up on the cores of this machine, Ray's tasks, the disk.
 
-OMP_NUM_THREADS=1 python benchmarks/sweep.py [--workers 2] [--runs 8] [--epochs 6] [--tasks 1000] [--records 500]
+OMP_NUM_THREADS=1 python benchmarks/sweep.py [--runs 8] [--epochs 6] [--tasks 1000] [--records 500]
 
-The runs are small ERM trainings on birdscapes with one thread each. Both sides are timed with everything imported and
-the pictures drawn; what Ray needs to start is printed by itself.
+The runs are small ERM trainings on birdscapes with one thread each: one after the other, in processes, in joblib's
+workers, which a reader would take otherwise, and in Ray's. All are timed from the call to the last record, with
+everything imported here and the pictures drawn; so what the workers need to start counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import logging
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import joblib
+
+from caml_core.runs.lists import expand
+from caml_core.runs.sweep import execute, sweep
 from caml_core.store import write_text
-from caml_core.sweep import execute, expand
 
 LIST = """
 dataset = "birdscapes"
@@ -31,27 +38,41 @@ seed = {seeds}
 """
 
 
-def speed_up(ray: Any, folder: Path, workers: int, n: int, epochs: int) -> None:
+def speed_up(ray: Any, folder: Path, n: int, epochs: int) -> None:
     """The same runs one after the other and side by side."""
     file = folder / "list.toml"
     file.write_text(LIST.format(epochs=epochs, seeds=list(range(n))))
-    runs = expand(file)
-    for run in runs:  # draws the pictures, once for both sides
-        execute([run], folder / "first", "cpu")
-    task = ray.remote(execute).options(num_cpus=1)
-    start = time.perf_counter()
-    ray.get([task.remote([run], folder / "warm", "cpu") for run in runs[:workers]])
-    print(f"workers ready after      {time.perf_counter() - start:8.1f} s")
-    start = time.perf_counter()
-    one = [execute([run], folder / "serial", "cpu") for run in runs]
-    serial = time.perf_counter() - start
-    start = time.perf_counter()
-    many = ray.get([task.remote([run], folder / "ray", "cpu") for run in runs])
-    parallel = time.perf_counter() - start
-    assert [r["metrics"] for (r,) in one] == [r["metrics"] for (r,) in many]
-    print(f"{n} runs, one by one      {serial:8.1f} s   {3600 * n / serial:8.0f} runs/hour")
-    print(f"{n} runs, {workers} side by side {parallel:8.1f} s   {3600 * n / parallel:8.0f} runs/hour")
-    print(f"speed-up on {workers} workers    {serial / parallel:8.2f}   (the same numbers, bit for bit)")
+    runs, cores = expand(file), joblib.cpu_count()
+    for run in runs:  # draws the pictures, once for all
+        execute(run, folder / "first", "cpu")
+
+    def by_joblib() -> list[Any]:
+        work = joblib.Parallel(cores)(joblib.delayed(execute)(run, folder / "joblib", "cpu") for run in runs)
+        return list(work)
+
+    def by_sweep(address: str) -> list[Any]:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return sweep(file, folder / f"{address}.json", address=address, device="cpu")
+
+    def by_ray() -> list[Any]:
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, logging_level=logging.ERROR)
+        task = ray.remote(execute).options(num_cpus=1)
+        return ray.get([task.remote(run, folder / "ray", "cpu") for run in runs])
+
+    ways: dict[str, Callable[[], list[Any]]] = {
+        "one by one": lambda: by_sweep("serial"),
+        "processes": lambda: by_sweep("local"),
+        "joblib": by_joblib,
+        "Ray": by_ray,
+    }
+    first = None
+    for name, way in ways.items():
+        start = time.perf_counter()
+        metrics = [record["metrics"] for record in way()]
+        seconds = time.perf_counter() - start
+        first = first or metrics
+        assert metrics == first, "the same numbers, bit for bit"
+        print(f"{n} runs, {name:<12} {seconds:8.1f} s   {3600 * n / seconds:8.0f} runs/hour")
 
 
 def overhead(ray: Any, n: int) -> None:
@@ -89,7 +110,6 @@ def main() -> None:
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--runs", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--tasks", type=int, default=1000)
@@ -98,14 +118,11 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the start")
-    start = time.perf_counter()
-    ray.init(address="local", num_cpus=arguments.workers, include_dashboard=False, logging_level=logging.ERROR)
-    print(f"Ray {ray.__version__} started in {time.perf_counter() - start:8.1f} s")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         disk(folder, arguments.records)
+        speed_up(ray, folder, arguments.runs, arguments.epochs)
         overhead(ray, arguments.tasks)
-        speed_up(ray, folder, arguments.workers, arguments.runs, arguments.epochs)
     ray.shutdown()
 
 

@@ -1,7 +1,8 @@
 """Acquisition functions: which rows of the pool to label next.
 
-All have one signature, `f(pool, k, generator) -> rows`, are pure, and break ties by the lowest row, so that the same
-seed asks the same questions. Scores are computed by the current network before it sees any new label.
+All have one signature, `f(pool, k, generator) -> rows`, are pure, ask for no row twice, and break ties by the lowest
+row, so that the same seed asks the same questions. Scores are computed by the current network before it sees any new
+label.
 
 Sources: least confidence, margin, entropy (Settles, 2009); BALD (Houlsby et al., arXiv 1112.5745; Gal et al., arXiv
 1703.02910); core-set (Sener and Savarese, arXiv 1708.00489); BADGE (Ash et al., arXiv 1906.03671); TypiClust
@@ -10,6 +11,7 @@ Sources: least confidence, margin, entropy (Settles, 2009); BALD (Houlsby et al.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caml_core.errors import CamlError
+from caml_core.linear import all_finite
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,10 @@ class Pool:
     features: Tensor  # float32 (N, D), the input of the last layer
     labelled: Tensor  # float32 (M, D), the features of what is labelled already
     head: nn.Module  # last layer: (..., D) to (..., C)
+
+    def __post_init__(self) -> None:
+        for name in ("logits", "features", "labelled"):  # from arrays or other types of float, too
+            object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).detach().float())
 
 
 def random(pool: Pool, k: int, generator: torch.Generator) -> Tensor:
@@ -59,26 +66,35 @@ def bald(pool: Pool, k: int, generator: torch.Generator, draws: int = 20, dropou
     dropout have an answer too.
     """
     mean, mean_entropy = torch.zeros_like(pool.logits), torch.zeros(len(pool.logits))
+    thinned = torch.empty_like(pool.features)
     for _ in range(draws):
-        keep = torch.rand(pool.features.shape, generator=generator) >= dropout
+        torch.rand(thinned.shape, generator=generator, out=thinned)
+        thinned.ge_(dropout).mul_(pool.features).div_(1 - dropout)
         with torch.no_grad():
-            log_p = pool.head(pool.features * keep / (1 - dropout)).log_softmax(1)
-        mean += log_p.exp() / draws
-        mean_entropy += _entropy(log_p) / draws
+            log_p = pool.head(thinned).log_softmax(1)
+        p = log_p.exp()
+        mean_entropy -= log_p.mul_(p).sum(1) / draws
+        mean += p.div_(draws)
     return _highest(_entropy(mean.clamp_min(1e-30).log()) - mean_entropy, k)
 
 
 def core_set(pool: Pool, k: int, generator: torch.Generator) -> Tensor:
-    """k-centre greedy: again and again the row farthest (Euclidean) from everything labelled or chosen."""
-    nearest = torch.full((len(pool.features),), math.inf)
-    for block in pool.labelled.split(1024):
-        nearest = torch.minimum(nearest, torch.cdist(pool.features, block).amin(1))
+    """k-centre greedy: again and again the row farthest (Euclidean) from everything labelled or chosen.
+
+    Squared distances are |x|^2 + |c|^2 - 2 <x, c>, with the norms computed once. With nothing labelled, row 0 comes
+    first.
+    """
+    x = pool.features - pool.features.mean(0)  # near the origin, where differences of squares lose no digits
+    n = x.square().sum(1)
+    nearest = torch.full_like(n, math.inf)
+    for block in (pool.labelled - pool.features.mean(0)).split(256) if len(pool.labelled) else ():
+        nearest = torch.minimum(nearest, n + torch.addmm(block.square().sum(1), x, block.T, alpha=-2).amin(1))
     rows = []
     for _ in range(k):
         row = int(nearest.argmax())
         rows.append(row)
-        nearest = torch.minimum(nearest, torch.cdist(pool.features, pool.features[row, None]).squeeze(1))
-        nearest[rows] = -1.0  # never twice, even among copies
+        nearest = torch.minimum(nearest, torch.addmv(n + n[row], x, x[row], alpha=-2))
+        nearest[rows] = -math.inf  # never twice, even among copies
     return torch.tensor(rows)
 
 
@@ -103,7 +119,8 @@ def badge(pool: Pool, k: int, generator: torch.Generator) -> Tensor:
         weight = nearest.double().cumsum(0)
         if weight[-1] > 0:
             at = torch.rand((), generator=generator, dtype=torch.float64) * weight[-1]
-            rows.append(int(torch.searchsorted(weight, at, right=True).clamp_max(len(weight) - 1)))
+            at = at.clamp_max(weight[-1].nextafter(weight[0] - 1))  # below the sum: a row of weight 0 is never drawn
+            rows.append(int(torch.searchsorted(weight, at, right=True)))
         else:  # every gradient is a copy of a chosen one: go on in order
             left = torch.ones(len(length), dtype=torch.bool)
             left[rows] = False
@@ -128,19 +145,17 @@ def typiclust(pool: Pool, k: int, generator: torch.Generator, neighbours: int = 
     found = torch.from_numpy(engine(clusters, n_init=1, random_state=seed).fit_predict(z.numpy())).long()
     covered = torch.bincount(found[n:], minlength=clusters)
     size = torch.bincount(found[:n], minlength=clusters)
-    order = sorted(range(clusters), key=lambda c: (int(covered[c]), -int(size[c]), c))
-    queues = []
-    for c in order:
-        rows = (found[:n] == c).nonzero().flatten()
-        if len(rows):
-            near = torch.cdist(z[rows], z[rows]).topk(min(neighbours + 1, len(rows)), largest=False).values
-            queues.append(rows[_highest(-near.mean(1), len(rows))].tolist())
-    chosen: list[int] = []
-    while len(chosen) < k:
-        for queue in queues:
-            if queue and len(chosen) < k:
-                chosen.append(queue.pop(0))
-    return torch.tensor(chosen)
+    order = sorted(size.nonzero().flatten().tolist(), key=lambda c: (int(covered[c]), -int(size[c]), c))
+    queues = [_typical(z, (found[:n] == c).nonzero().flatten(), neighbours) for c in order[:k]]  # more are not reached
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*queues))  # the best of each, the second of each, ...
+    return torch.tensor([row for row in turns if row is not None][:k])
+
+
+def _typical(z: Tensor, rows: Tensor, neighbours: int) -> list[int]:
+    """Rows of a cluster, the most typical first; distances a block at a time, so that memory stays below 128 MB."""
+    blocks = rows.split(max(32, 2**24 // len(rows)))
+    near = [torch.cdist(z[b], z[rows]).topk(min(neighbours + 1, len(rows)), largest=False).values for b in blocks]
+    return rows[_highest(-torch.cat(near).mean(1), len(rows))].tolist()
 
 
 ACQUISITIONS: dict[str, Callable[[Pool, int, torch.Generator], Tensor]] = {
@@ -161,19 +176,13 @@ def acquire(name: str, pool: Pool, k: int, generator: torch.Generator) -> Tensor
     Raises:
         CamlError: unknown name, k below 1 or above the pool, logits or features that are not finite.
     """
-    if name not in ACQUISITIONS:
+    if name not in ACQUISITIONS or not 1 <= k <= len(pool.logits):
         raise CamlError(
-            what=f"unknown acquisition {name!r}",
-            expected="one of " + ", ".join(ACQUISITIONS),
-            remedy="check the spelling",
+            what=f"acquisition {name!r}, a batch of {k} from a pool of {len(pool.logits)}",
+            expected="one of " + ", ".join(ACQUISITIONS) + "; at least 1 and at most the pool",
+            remedy="check the spelling; ask for fewer labels or fewer rounds (--query, --rounds)",
         )
-    if not 1 <= k <= len(pool.logits):
-        raise CamlError(
-            what=f"a batch of {k} from a pool of {len(pool.logits)}",
-            expected="at least 1 and at most the pool",
-            remedy="ask for fewer labels or fewer rounds (--query, --rounds)",
-        )
-    if not (torch.isfinite(pool.logits).all() and torch.isfinite(pool.features).all()):
+    if not all(map(all_finite, (pool.logits, pool.features, pool.labelled))):
         raise CamlError(
             what="the network's scores of the pool contain NaN or infinity",
             expected="finite logits and features",

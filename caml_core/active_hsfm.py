@@ -38,11 +38,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from caml_core.data.dataset import GroupDataset
 from caml_core.device import stream_seed
 from caml_core.errors import CamlError
-from caml_core.hsfm import Adam, Settings, draw_support
-from caml_core.hypergradients import Problem, head_logits, hypergradient, one_hot
+from caml_core.groups import GroupDataset
+from caml_core.hsfm import draw_support
+from caml_core.hsfm_settings import Settings
+from caml_core.hypergradients import Problem
+from caml_core.implicit import hypergradient
+from caml_core.linear import Adam, all_finite, head_gradient, one_hot
 
 
 class Task(NamedTuple):
@@ -69,21 +72,23 @@ def round_tasks(
     """The tasks of one run of active learning (B = 1); `batch` puts several runs side by side.
 
     Args:
-        pool: features, x float32 (N, D).
-        sets: rows of the pool, int64: D_0, then Q_1..Q_R (`queried` of the records of `caml_core.active.run_active`).
+        pool: features, x float (N, D).
+        sets: rows of the pool: D_0, then Q_1..Q_R (`queried` of the records of `caml_core.active.run_active`).
         support: n, support examples of each class, drawn at random.
         one_hard_set: form (a) in place of (b).
 
     Raises:
-        CamlError: no query, an empty round, fewer than n labels of a class.
+        CamlError: no query, an empty round, a row bought twice, fewer than n labels of a class.
     """
-    if len(sets) < 2 or any(len(rows) == 0 for rows in sets):
+    sets = [torch.as_tensor(rows).long() for rows in sets]
+    bought = torch.cat([torch.arange(0), *sets])
+    if len(sets) < 2 or not all(map(len, sets)) or len(bought.unique()) < len(bought):
         raise CamlError(
-            what=f"sets of {[len(rows) for rows in sets]} labels",
-            expected="first labels and one or more rounds, none of them empty",
+            what=f"sets of {[len(rows) for rows in sets]} labels, {len(bought.unique())} different ones",
+            expected="first labels and one or more rounds, none of them empty, no label twice",
             remedy="query first; before that there is no hard set (caml_core.hsfm takes one from a validation set)",
         )
-    rounds = [sets[0], torch.cat(list(sets[1:]))] if one_hard_set else list(sets)
+    rounds = [sets[0], torch.cat(sets[1:])] if one_hard_set else sets
     tasks = []
     for t in range(1, len(rounds)):
         known, hard = pool.subset(torch.cat(rounds[:t])), pool.subset(rounds[t])
@@ -93,19 +98,8 @@ def round_tasks(
 
 
 def batch(runs: Sequence[Sequence[Task]]) -> list[Task]:
-    """Several runs as one batch of problems, B in all.
-
-    Raises:
-        CamlError: no run, or runs that differ in rounds, queries or support.
-    """
-    shapes = {tuple(part.shape[1:] for task in run for part in task) for run in runs}
-    if len(shapes) != 1:
-        raise CamlError(
-            what=f"{len(runs)} runs of {len(shapes)} different shapes",
-            expected="one or more runs with as many rounds, queries and support examples each",
-            remedy="solve runs of other shapes one after the other",
-        )
-    return [Task(*(torch.cat(parts) for parts in zip(*same_round))) for same_round in zip(*runs)]
+    """Several runs of one shape (rounds, queries, support) as one batch of problems, B in all."""
+    return [Task(*(torch.cat(parts) for parts in zip(*tasks))) for tasks in zip(*runs, strict=True)]
 
 
 @torch.no_grad()
@@ -122,19 +116,17 @@ def active_hsfm(
         cumulative: False for independent rounds (c = 0).
 
     Raises:
-        CamlError: no task, shapes that do not fit, a loss that is not finite.
+        CamlError: a loss that is not finite.
     """
-    _check(tasks, weight, bias)
-    b, classes = len(tasks[0].support), weight.shape[-2]
-    weight, bias = weight.expand(b, -1, -1).clone(), bias.expand(b, -1).clone()
-    alpha, eta = (torch.full((b,), size, device=weight.device) for size in (settings.alpha, settings.eta))
+    b, (c, d) = len(tasks[0].support), weight.shape[-2:]
+    weight, bias = weight.expand(b, c, d).clone(), bias.reshape(-1, c).expand(b, c).clone()
+    alpha, eta = (weight.new_full((b,), size) for size in (settings.alpha, settings.eta))
     edited = [task.support.clone() for task in tasks]
     edit_states = [Adam(h, eta) for h in edited]
     weight_state, bias_state = Adam(weight, alpha), Adam(bias, alpha)
-    wanted = [one_hot(task.hard_y, classes, weight) for task in tasks]
+    wanted = [one_hot(task.hard_y, c, weight) for task in tasks]
     shares = [_class_shares(labels) for labels in wanted]
-    support_y = one_hot(torch.cat([task.support_y for task in tasks], dim=1), classes, weight)
-    even = torch.full(support_y.shape[:2], 1 / support_y.shape[1], device=weight.device)
+    support_y = one_hot(torch.cat([task.support_y for task in tasks], dim=1), c, weight)
     losses = []
     for _ in range(settings.epochs):
         c_weight, c_bias = torch.zeros_like(weight), torch.zeros_like(bias)
@@ -146,16 +138,17 @@ def active_hsfm(
                 answer = hypergradient(problem, settings.hypergradient, alpha=alpha, steps=settings.steps)
                 if edit < settings.edits:
                     norm = answer.gradient.flatten(1).norm(dim=1)[:, None, None]
-                    state.step(h, answer.gradient * (settings.clip / norm.clamp_min(settings.clip)))
-            g = _gradient(task.hard, wanted[t], shares[t], answer.weight, answer.bias)
-            c_weight, c_bias = c_weight + g[0], c_bias + g[1]
+                    state.step(h, answer.gradient.mul_(settings.clip / norm.clamp_min(settings.clip)))
+            g_weight, g_bias = head_gradient(task.hard, wanted[t], shares[t][..., None], answer.weight, answer.bias)
+            c_weight, c_bias = c_weight + g_weight, c_bias + g_bias
             losses.append(answer.loss)
+        h = torch.cat(edited, dim=1)
         for _ in range(settings.steps):
-            g = _gradient(torch.cat(edited, dim=1), support_y, even, weight, bias)
-            weight_state.step(weight, g[0])
-            bias_state.step(bias, g[1])
+            g_weight, g_bias = head_gradient(h, support_y, 1 / h.shape[1], weight, bias)
+            weight_state.step(weight, g_weight)
+            bias_state.step(bias, g_bias)
     loss = torch.stack(losses).view(settings.epochs, len(tasks), b)
-    if not (torch.isfinite(loss).all() and torch.isfinite(weight).all()):
+    if not (all_finite(loss) and all_finite(weight)):
         raise CamlError(
             what=f"the head diverged: losses of the hard sets from {loss[0].tolist()} to {loss[-1].tolist()}",
             expected="finite numbers",
@@ -168,33 +161,3 @@ def _class_shares(labels: Tensor) -> Tensor:
     """One-hot labels (B, K, C) to weights (B, K) that sum to 1, every class present counting the same."""
     counts = labels.sum(dim=1)
     return (labels / counts.clamp_min(1)[:, None]).sum(dim=-1) / (counts > 0).sum(dim=1)[:, None]
-
-
-def _gradient(x: Tensor, labels: Tensor, shares: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of the weighted mean cross-entropy in the head: (B, N, D), (B, N, C), (B, N) to (B, C, D) and (B, C)."""
-    residual = (head_logits(x, weight, bias).softmax(dim=-1) - labels) * shares[..., None]
-    return residual.mT @ x, residual.sum(dim=1)
-
-
-def _check(tasks: Sequence[Task], weight: Tensor, bias: Tensor) -> None:
-    b, d = (tasks[0].support.shape[0], tasks[0].support.shape[2]) if tasks else (0, 0)
-    c = weight.shape[-2] if weight.ndim > 1 else 0
-    wrong = [] if tasks else ["no task"]
-    for t, task in enumerate(tasks, start=1):
-        for name, x, y in (("support", *task[:2]), ("hard", *task[2:])):
-            if x.ndim != 3 or y.shape != (b, x.shape[1]) or x.shape != (b, max(1, y.shape[-1]), d):
-                wrong.append(f"{name} of round {t} {tuple(x.shape)} with labels {tuple(y.shape)}")
-            elif not bool(torch.isfinite(x).all()) or not 0 <= int(y.min()) <= int(y.max()) < c:
-                wrong.append(f"{name} of round {t} with NaN, infinity or a label outside 0..{c - 1}")
-    for name, part, head in (("weight", weight, (c, d)), ("bias", bias, (c,))):
-        if tuple(part.shape) not in (head, (b, *head)) or not bool(torch.isfinite(part).all()):
-            wrong.append(f"{name} {tuple(part.shape)}")
-    kinds = {str(part.dtype) for part in (weight, bias, *(x for task in tasks for x in (task.support, task.hard)))}
-    wrong += [f"{' and '.join(sorted(kinds))} mixed"] if len(kinds) > 1 else []
-    if wrong:
-        raise CamlError(
-            what="; ".join(wrong),
-            expected="one or more tasks of B problems, features (B, S, D) and (B, K, D) with labels, and a head (C, D) "
-            "and (C,) for all problems or one for each, all finite and of one type",
-            remedy="make the tasks with round_tasks and batch, and take the head of the first labels",
-        )

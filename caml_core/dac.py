@@ -26,12 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caml_core.backbones import Backbone
-from caml_core.data.dataset import GroupDataset
 from caml_core.device import stream_seed
 from caml_core.errors import CamlError
 from caml_core.features import extract_features, standardise
-from caml_core.heads import Head, best_of, check_grid, descend, erm_head, noted
+from caml_core.groups import GroupDataset
+from caml_core.last_layer import Head, best_of, descend, erm_head, noted
+from caml_core.metrics import Rule
+from caml_core.networks import Backbone
 
 CUTS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # quantiles of the heat map below which an image may be masked
 BATCH = 32  # images of a forward pass: on a CPU small batches are faster, since they stay in its cache
@@ -49,7 +50,7 @@ def dac(
     alphas: Sequence[float] = (1.0, 3.0, 10.0, 30.0, 100.0),
     pictures: int = 2000,
     epochs: int = 50,
-    select: str = "worst_group",
+    select: Rule = "worst_group",
 ) -> Head:
     """Retrain the last layer on original, masked and combined training images.
 
@@ -67,11 +68,15 @@ def dac(
         The head, for features standardised on `train`.
 
     Raises:
-        CamlError: no images, a setting out of range, no two classes among the images of low loss.
+        CamlError: no images, no two classes among the images of low loss.
     """
     device = device or torch.device("cpu")
-    _check(images, train, quantiles, pictures)
-    check_grid("alphas", alphas)
+    if images.x.ndim != 4 or len(images) != len(train):
+        raise CamlError(
+            what=f"x of shape {tuple(images.x.shape)} beside {len(train)} rows of features",
+            expected="images (N, 3, H, W), one for each row of features",
+            remedy="DaC changes pixels: pass a dataset of images, and features made of it",
+        )
     scaled, scaled_val = standardise(train, val)
     erm = erm_head(scaled, scaled_val, seed=seed, device=device)
     put_head(erm, network, train.x)
@@ -101,12 +106,7 @@ def dac(
 
 
 def retrain(train: GroupDataset, val: GroupDataset, parts: Sequence[GroupDataset], weight: float, **how: Any) -> Head:
-    """The last layer that minimises mean CE(train) + weight * (mean CE of each of the parts).
-
-    Args:
-        train, val, parts: features, x float32 (N, D), standardised alike.
-        how: arguments of `caml_core.heads.descend`.
-    """
+    """The head (`caml_core.last_layer.descend`) that minimises mean CE(train) + weight * (mean CE of each part)."""
     x, y, a = (torch.cat([getattr(split, name) for split in (train, *parts)]) for name in ("x", "y", "a"))
     both = GroupDataset(x, y, a, class_names=train.class_names, attribute_names=train.attribute_names)
     weights = [torch.full((len(train),), 1 / len(train))]
@@ -117,13 +117,8 @@ def retrain(train: GroupDataset, val: GroupDataset, parts: Sequence[GroupDataset
 def pairs(losses: Tensor, y: Tensor, limits: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Up to n random rows of low loss, and for each a random one of another class.
 
-    A partner comes from below the smallest limit that the row itself is below. So one set of pairs serves all limits:
-    of the rows below any limit, the partners are below it, too.
-
-    Args:
-        losses: float (N,).
-        y: int64 (N,).
-        limits: float (L,), rising.
+    A partner comes from below the smallest limit (they rise) that the row itself is below. So one set of pairs serves
+    all limits: of the rows below any limit, the partners are below it, too.
 
     Returns:
         rows: int64 (n,); partner: int64 (n,), positions in `rows`.
@@ -150,12 +145,7 @@ def pairs(losses: Tensor, y: Tensor, limits: Tensor, n: int, generator: torch.Ge
 
 
 def masks(network: Backbone, split: GroupDataset, colour: Tensor, device: torch.device) -> Tensor:
-    """For each image the part that the network looks at, cut at its own elbow: bool (N, H, W).
-
-    Args:
-        network: the ERM model, in evaluation mode, on `device`.
-        colour: uint8 (3, 1, 1), to mask with.
-    """
+    """For each image the part that the network looks at, cut at its own elbow: bool (N, H, W)."""
     heat = heat_maps(network, split, device)
     flat = heat.flatten(1)
     tried = [heat > flat.kthvalue(round(q * flat.shape[1]), dim=1).values[:, None, None] for q in CUTS]
@@ -245,15 +235,3 @@ def put_head(head: Head, network: Backbone, x: Tensor) -> None:
     weight = head.weight * torch.where(std > 0, 1 / std, 0.0)
     network.head.weight.copy_(weight)
     network.head.bias.copy_(head.bias - weight @ mean)
-
-
-def _check(images: GroupDataset, train: GroupDataset, quantiles: Sequence[float], pictures: int) -> None:
-    wrong = [f"quantiles={list(quantiles)}"] if not quantiles or not all(0 < q <= 1 for q in quantiles) else []
-    wrong += [f"pictures={pictures}"] if pictures < 2 else []
-    wrong += [f"images of shape {tuple(images.x.shape)}"] if images.x.ndim != 4 or len(images) != len(train) else []
-    if wrong:
-        raise CamlError(
-            what=", ".join(wrong),
-            expected="quantiles in (0, 1], at least 2 pictures, and images (N, 3, H, W), one for each row of features",
-            remedy="correct the setting; DaC changes pixels, so it needs a dataset of images",
-        )

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from caml_core.data.dataset import Example, GroupDataset
 from caml_core.errors import CamlError
+from caml_core.groups import Example, GroupDataset
 
 Balance = Literal["class", "group"] | None
 Augment = Callable[[Tensor, torch.Generator], Tensor]  # uint8 (B, 3, H, W) -> the same
@@ -29,17 +29,25 @@ def batches(
     """Yield batches `Example(x, y, a, index)` on `device`; one pass over the split.
 
     Args:
-        batch_size: B; the last batch may be smaller.
+        batch_size: B; the last batch may be smaller, or larger by one: BatchNorm cannot train on a single example.
         generator: shuffles (and augments); without one the order is the split's own.
         balance: draw with replacement so that classes (or groups) are equally likely; needs a generator.
         augment: applied to each batch of images.
         rows: int64, visit these in this order, without a copy of the images that they stand for.
+
+    Raises:
+        CamlError: there is nothing to visit, or nothing of a class to balance with.
     """
     order = sample_order(dataset, generator, balance) if rows is None else rows
+    if len(order) == 0:
+        raise CamlError(what="no examples", expected="at least one", remedy="look at the split: is it empty?")
+    parts = list(order.split(batch_size))
+    if generator is not None and len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
     # A sampler of index tensors with batch_size=None makes each batch by one slice instead of B small copies.
     loader = DataLoader(
         dataset,
-        sampler=order.split(batch_size),  # type: ignore[arg-type]
+        sampler=parts,  # type: ignore[arg-type]
         batch_size=None,
         pin_memory=device.type == "cuda",
     )
@@ -70,12 +78,6 @@ def sample_order(dataset: GroupDataset, generator: torch.Generator | None, balan
             remedy="label some of that class first, or use balance=None",
         )
     return torch.multinomial(1.0 / counts[label].double(), n, replacement=True, generator=generator)
-
-
-def random_flip(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each image of a batch (B, 3, H, W) with probability one half. Not for digits."""
-    flip = torch.rand(len(x), generator=generator) < 0.5
-    return torch.where(flip[:, None, None, None].to(x.device), x.flip(-1), x)
 
 
 def random_shift(x: Tensor, generator: torch.Generator, pixels: int = 3) -> Tensor:

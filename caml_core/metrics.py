@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from caml_core.data.dataset import GroupDataset
 from caml_core.errors import CamlError
+from caml_core.groups import GroupDataset
 
-SELECTION_RULES = ("average", "worst_group", "minority", "last")
+Rule = Literal["average", "worst_group", "minority", "last"]
+SELECTION_RULES: tuple[Rule, ...] = get_args(Rule)
 BOOTSTRAP_DRAWS = 2000
 
 
@@ -51,51 +52,41 @@ def group_metrics(logits: Tensor, split: GroupDataset, train_counts: Tensor | No
         `empty_groups`: names of groups without examples (their value is None).
 
     Raises:
-        CamlError: shapes do not fit, or logits are not finite.
+        CamlError: not (N, C), or not finite.
     """
-    if logits.shape != (len(split), len(split.class_names)):
+    logits = torch.as_tensor(logits)
+    if logits.shape != (len(split), len(split.class_names)) or not torch.isfinite(logits).all():
         raise CamlError(
-            what=f"logits of shape {tuple(logits.shape)}",
-            expected=f"({len(split)}, {len(split.class_names)}): examples by classes",
-            remedy="compute them on this split with predict(network, split)",
+            what=f"logits of shape {tuple(logits.shape)}, {int((~logits.isfinite()).sum())} of them NaN or infinite",
+            expected=f"finite ({len(split)}, {len(split.class_names)}): examples by classes",
+            remedy="compute them on this split; where training has diverged, lower the learning rate",
         )
-    if not torch.isfinite(logits).all():
-        raise CamlError(
-            what="logits contain NaN or infinity",
-            expected="finite numbers",
-            remedy="training has diverged: lower the learning rate",
-        )
-    right = logits.argmax(dim=1) == split.y
+    right = (logits.argmax(dim=1) == split.y.to(logits.device)).cpu()
     n = split.group_counts.numpy()
     correct = torch.bincount(split.group, weights=right.double(), minlength=split.n_groups).numpy().astype(int)
-    filled = n > 0
+    groups = [{"name": name, **_proportion(int(c), int(m))} for name, c, m in zip(split.group_names, correct, n)]
+    filled = np.flatnonzero(n)
     accuracy = 100 * correct[filled] / n[filled]
+    ends = np.array([[groups[g]["low"], groups[g]["high"]] for g in filled]).T
     # Resampling a group's examples is drawing its number of right ones from a binomial.
-    draws = np.random.default_rng(0).binomial(n[filled], correct[filled] / n[filled], (BOOTSTRAP_DRAWS, filled.sum()))
+    draws = np.random.default_rng(0).binomial(n[filled], correct[filled] / n[filled], (BOOTSTRAP_DRAWS, len(filled)))
     resampled = 100 * draws / n[filled]
-    ends = np.array([wilson(int(c), int(m)) for c, m in zip(correct[filled], n[filled])]).T
-
     worst = int(accuracy.argmin())
     metrics: dict[str, Any] = {
         "average": _proportion(int(correct.sum()), int(n.sum())),
         "worst_group": {
             "value": float(accuracy[worst]),
             **_bootstrap(resampled.min(axis=1), ends.min(axis=1)),
-            "name": split.group_names[int(np.flatnonzero(filled)[worst])],
+            "name": split.group_names[int(filled[worst])],
         },
     }
-    if train_counts is not None:
-        weights = train_counts.numpy()[filled].astype(float)
-    if train_counts is not None and weights.any():  # MetaShift's test groups have no training examples at all
+    weights = np.zeros(0) if train_counts is None else np.asarray(train_counts)[filled].astype(float)
+    if weights.any():  # MetaShift's test groups have no training examples at all
         weights /= weights.sum()
         metrics["adjusted"] = {"value": float(accuracy @ weights), **_bootstrap(resampled @ weights, ends @ weights)}
     for name, rows in (("minority", split.is_minority), ("majority", ~split.is_minority)):
         metrics[name] = _proportion(int(right[rows].sum()), int(rows.sum()))
-    metrics["groups"] = [
-        {"name": name, **_proportion(int(c), int(m))} for name, c, m in zip(split.group_names, correct, n)
-    ]
-    metrics["empty_groups"] = [name for name, m in zip(split.group_names, n) if m == 0]
-    return metrics
+    return {**metrics, "groups": groups, "empty_groups": [group["name"] for group in groups if group["n"] == 0]}
 
 
 def _proportion(correct: int, n: int) -> dict[str, Any]:
@@ -112,7 +103,21 @@ def _bootstrap(draws: np.ndarray, ends: np.ndarray) -> dict[str, float]:
     return {"low": float(low), "high": float(high)}
 
 
-def select_epoch(history: Sequence[dict[str, Any]], rule: str, chance: float) -> tuple[int, str]:
+def check_selection(split: GroupDataset, rule: Rule, name: str = "validation") -> None:
+    """Refuse, before anything is trained, a split that says nothing about this rule.
+
+    Raises:
+        CamlError: it is empty, or has no minority to choose by.
+    """
+    if len(split) == 0 or (rule == "minority" and not split.is_minority.any()):
+        raise CamlError(
+            what=f"select={rule!r} with {len(split)} {name} examples, {int(split.is_minority.sum())} of a minority",
+            expected="examples to choose the epoch by",
+            remedy="choose by another rule (--select average, worst_group), or put examples of every group there",
+        )
+
+
+def select_epoch(history: Sequence[dict[str, Any]], rule: Rule, chance: float) -> tuple[int, str]:
     """Choose an epoch by its validation metrics; return its number in `history` and the rule in words.
 
     With two classes a coin has 50% minority and worst-group accuracy, more than a network that leans on a shortcut,
@@ -123,12 +128,15 @@ def select_epoch(history: Sequence[dict[str, Any]], rule: str, chance: float) ->
         history: one dict an epoch, with the validation metrics of `group_metrics` under "val".
         rule: one of `SELECTION_RULES`.
         chance: average accuracy of the best constant answer, percent.
+
+    Raises:
+        CamlError: an unknown rule, or one whose accuracy is missing because there are no such examples.
     """
-    if rule not in SELECTION_RULES:
+    if rule not in SELECTION_RULES or (rule != "last" and any(e["val"][rule]["value"] is None for e in history)):
         raise CamlError(
-            what=f"unknown selection rule {rule!r}",
-            expected="one of " + ", ".join(SELECTION_RULES),
-            remedy="check the spelling",
+            what=f"no epoch can be chosen by select={rule!r}",
+            expected="one of " + ", ".join(SELECTION_RULES) + ", with validation examples that it counts",
+            remedy="check the spelling, or choose by another rule (average, worst_group)",
         )
     if rule == "last":
         return len(history) - 1, "last epoch"
@@ -138,9 +146,4 @@ def select_epoch(history: Sequence[dict[str, Any]], rule: str, chance: float) ->
         words = "best validation average (no epoch clearly beats chance)"
     else:
         words = f"best validation {rule} among epochs whose average clearly beats chance ({chance:.1f}%)"
-    return max(able, key=lambda i: (_value(history[i]["val"], rule), -i)), words
-
-
-def _value(metrics: dict[str, Any], rule: str) -> float:
-    value = metrics[rule]["value"]
-    return -1.0 if value is None else value
+    return max(able, key=lambda i: (history[i]["val"][rule]["value"], -i)), words

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from caml_core.data.dataset import GroupDataset
 from caml_core.data.sources import SOURCES
+from caml_core.groups import GroupDataset
 
 REAL_DATA = os.environ.get("CAML_DATA")
 
@@ -75,7 +75,7 @@ def small_sources(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) 
     for name in SOURCES:
         write_source(root, name, {"train": 60, "test": 30})
     monkeypatch.setenv("CAML_DATA", str(root))
-    monkeypatch.setattr("caml_core.data.sources.hub_is_reachable", lambda: False)
+    monkeypatch.setattr("caml_core.store.hub_is_reachable", lambda: False)
     return root
 
 
@@ -88,3 +88,15 @@ def toy_split(n: int = 64, seed: int = 0, rho: float = 0.75, size: int = 16) -> 
     x[:, :, : size // 2] += 120 * a[:, None, None, None]
     x[:, :, size // 2 :] += 120 * y[:, None, None, None]
     return GroupDataset(x.to(torch.uint8), y, a, class_names=("dark", "bright"), attribute_names=("low", "high"))
+
+
+def own_pictures(folder: Path, names: tuple[str, str] = ("finch", "gull")) -> Path:
+    """Forty pictures of two labels and two places, and the labels.csv that lists them."""
+    folder.mkdir()
+    lines = ["path,y,a"]
+    for i in range(40):
+        pixels = np.random.default_rng(i).integers(0, 255, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        lines.append(f"{i}.png,{names[i % 2]},{('forest', 'shore')[i // 2 % 2]}")
+    (folder / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
+    return folder / "labels.csv"

@@ -116,6 +116,67 @@ def test_typiclust_asks_for_the_middle_of_clusters_without_labels() -> None:
 
 
 @pytest.mark.parametrize("name", ACQUISITIONS)
+def test_before_anything_is_labelled(name: str) -> None:
+    pool = make_pool(m=0)
+    assert pool.labelled.shape == (0, 5)
+    rows = acquire(name, pool, 4, seeded()).tolist()
+    assert len(set(rows)) == 4
+    if name == "core_set":
+        assert rows[0] == 0
+        assert rows[1] == int((pool.features - pool.features[0]).norm(dim=1).argmax())
+
+
+@pytest.mark.parametrize("name", ACQUISITIONS)
+def test_arrays_of_another_float_are_as_good(name: str) -> None:
+    pool = make_pool()
+    arrays: list[Any] = [getattr(pool, part).double().numpy() for part in ("logits", "features", "labelled")]
+    expected = acquire(name, pool, 9, seeded(2)).tolist()
+    assert acquire(name, Pool(arrays[0], arrays[1], arrays[2], pool.head), 9, seeded(2)).tolist() == expected
+
+
+def test_core_set_far_from_the_origin() -> None:
+    """Where squared norms are a million times the squared distances, the same rows are the farthest."""
+    pool = make_pool(n=200)
+    away = Pool(pool.logits, pool.features + 1000, pool.labelled + 1000, pool.head)
+    exact = Pool(pool.logits, away.features - 1000, away.labelled - 1000, pool.head)  # as rounded by the move
+    assert acquire("core_set", away, 30, seeded()).tolist() == acquire("core_set", exact, 30, seeded()).tolist()
+
+
+def test_badge_draws_no_row_twice_at_the_end_of_its_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest number that can be drawn lands on the last row with any weight, not on one that was chosen."""
+    pool = make_pool()
+    last = Pool(pool.logits, pool.features.clone(), pool.labelled, pool.head)
+    last.features[-1] *= 100  # the longest gradient, so the first choice
+    monkeypatch.setattr(torch, "rand", lambda *shape, **how: torch.ones((), dtype=torch.float64))
+    rows = acquire("badge", last, 6, seeded()).tolist()
+    assert rows[0] == 39
+    assert len(set(rows)) == 6
+
+
+def test_typiclust_takes_a_large_cluster_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = seeded()
+    pool = Pool(
+        torch.zeros(9000, 2),
+        torch.ones(9000, 4) + 0.1 * torch.randn(9000, 4, generator=g),
+        torch.zeros(0, 4),
+        nn.Linear(4, 2),
+    )
+    seen, real = [], torch.cdist
+
+    def cdist(a: Tensor, b: Tensor) -> Tensor:
+        seen.append(len(a) * len(b))
+        return real(a, b)
+
+    monkeypatch.setattr(torch, "cdist", cdist)
+    (row,) = acquire("typiclust", pool, 1, seeded()).tolist()
+    assert len(seen) > 4
+    assert max(seen) <= 2**24
+    z = torch.nn.functional.normalize(pool.features, dim=1)
+    mean = torch.cat([real(part, z).topk(21, largest=False).values.mean(1) for part in z.split(1000)])
+    assert float(mean[row]) == pytest.approx(float(mean.min()), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ACQUISITIONS)
 @settings(max_examples=15, deadline=None)
 @given(n=st.integers(1, 40), k=st.integers(1, 40), copies=st.booleans(), seed=st.integers(0, 99))
 def test_any_pool_gives_k_different_rows_twice_the_same(name: str, n: int, k: int, copies: bool, seed: int) -> None:
@@ -135,11 +196,12 @@ def test_any_pool_gives_k_different_rows_twice_the_same(name: str, n: int, k: in
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "guess"}, "unknown acquisition 'guess'"),
+        ({"name": "guess"}, "acquisition 'guess'"),
         ({"k": 41}, "a batch of 41 from a pool of 40"),
         ({"k": 0}, "a batch of 0 from a pool of 40"),
         ({"bad": "logits"}, "NaN or infinity"),
         ({"bad": "features"}, "NaN or infinity"),
+        ({"bad": "labelled"}, "NaN or infinity"),
     ],
 )
 def test_bad_input(change: dict[str, Any], message: str) -> None:

@@ -12,17 +12,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from conftest import REAL_DATA, require, toy_split
 
-from caml_core import active
-from caml_core.active import METHODS, Plan, run_active, train_round
-from caml_core.backbones import Backbone, backbone
-from caml_core.data.dataset import GroupDataset
+from caml_core import round as one_round
+from caml_core.acquisition import ACQUISITIONS
+from caml_core.active import run_active
 from caml_core.errors import CamlError
+from caml_core.groups import GroupDataset
+from caml_core.networks import Backbone, backbone
+from caml_core.round import METHODS, Acquisition, Method, Plan, train_round
 from caml_core.store import hash_state
 
 CPU = torch.device("cpu")
@@ -43,7 +45,7 @@ def untimed(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_runs_its_rounds(method: str) -> None:
+def test_every_method_runs_its_rounds(method: Method) -> None:
     records = run(dataclasses.replace(SMALL, method=method))
     if method == "erm_all":
         assert [r["labels"] for r in records] == [96]
@@ -94,15 +96,15 @@ def test_methods_differ_only_in_the_gradient() -> None:
 def test_rare_labels_are_as_likely_as_common_ones() -> None:
     pool = toy_split(96)
     few = torch.cat([torch.where(pool.y == 0)[0], torch.where(pool.y == 1)[0][:4]])
-    odds = active.odds_of(pool.y[few])
+    odds = one_round.odds_of(pool.y[few])
     assert float(odds[pool.y[few] == 0].sum()) == pytest.approx(float(odds[pool.y[few] == 1].sum()))
 
 
 def test_group_dro_moves_weight_to_the_worst_group() -> None:
     weights = torch.full((4,), 0.25)
     losses, group = torch.tensor([0.1, 0.1, 5.0, 1.0]), torch.tensor([0, 0, 2, 3])
-    value = active._dro(losses, group, weights)
-    raw = torch.tensor([1.0, 1.0, 1.0, 1.0]) * torch.exp(active.DRO_STEP * torch.tensor([0.1, 0.0, 5.0, 1.0]))
+    value = one_round._dro(losses, group, weights)
+    raw = torch.tensor([1.0, 1.0, 1.0, 1.0]) * torch.exp(one_round.DRO_STEP * torch.tensor([0.1, 0.0, 5.0, 1.0]))
     assert torch.allclose(weights, raw / raw.sum())
     assert float(value) == pytest.approx(float(weights[0] * 0.1 + weights[2] * 5 + weights[3]))
 
@@ -111,8 +113,8 @@ def test_jtt_draws_errors_more_often() -> None:
     pool = toy_split(96)
     sets = [torch.arange(40)]
     plan = dataclasses.replace(SMALL, method="jtt", epochs=4)
-    odds = active._errors(network(), pool.x, pool, sets, toy_split(40, 1), plan, 0, CPU, None, None, None)
-    assert set(odds.tolist()) <= {1.0, active.JTT_UPWEIGHT}
+    odds = one_round._errors(network(), pool, sets, toy_split(40, 1), plan, 0, CPU, None, None)
+    assert set(odds.tolist()) <= {1.0, one_round.JTT_UPWEIGHT}
     assert len(odds) == 40
 
 
@@ -135,6 +137,8 @@ def test_the_same_labels_can_be_bought_again() -> None:
         ({"acquisition": "magic"}, {}, "acquisition='magic'"),
         ({"order": "second"}, {}, "order='second'"),
         ({"query": 0}, {}, "query=0"),
+        ({"query": 0, "lr": -1.0}, {}, "query=0, lr=-1.0"),
+        ({"epochs": 2.5}, {}, "epochs=2.5"),
         ({"rounds": -1}, {}, "rounds=-1"),
         ({"query": 60}, {}, r"24 \+ 2 x 60 labels from a pool of 96"),
         ({"start": 1}, {}, "no first label of class"),
@@ -161,7 +165,7 @@ def test_scoring_copies_no_images(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_empty_set_and_a_diverging_run_are_errors() -> None:
     pool = toy_split(96)
     with pytest.raises(CamlError, match="an empty set of labels in round 1"):
-        train_round(network(), pool.x, pool, [torch.arange(30), torch.arange(0)], toy_split(40, 1), SMALL, 0, CPU)
+        train_round(network(), pool, [torch.arange(30), torch.arange(0)], toy_split(40, 1), SMALL)
     broken = pool.with_x(pool.x.float() * float("nan"))
     with pytest.raises(CamlError, match="finite"):
         run(pool=broken)
@@ -247,3 +251,34 @@ def test_text_features_run_the_loop() -> None:
     plan = Plan(start=200, query=50, rounds=2, epochs=8, lr=1e-3, weight_decay=0.0, alpha=0.1, select="average")
     records = run_active(lambda: backbone("mlp", 2, n_inputs=256), pool, val, test, plan, progress=False)
     assert records[-1]["metrics"]["average"]["value"] > 75
+
+
+def test_acquisitions_of_a_plan_are_those_there_are() -> None:
+    assert get_args(Acquisition) == tuple(ACQUISITIONS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_frozen_stays(method: Method) -> None:
+    def frozen() -> Backbone:
+        made = network()
+        made.body.requires_grad_(False)
+        return made
+
+    after: dict[str, torch.Tensor] = {}
+    plan = dataclasses.replace(SMALL, method=method, rounds=1, weight_decay=0.1, select="last")
+    run_active(
+        frozen, toy_split(96), toy_split(40, 1), toy_split(40, 2), plan, progress=False,
+        on_round=lambda t, net, record: after.update(net.state_dict()),
+    )  # fmt: skip
+    moved = {name for name, p in frozen().named_parameters() if not torch.equal(p, after[name])}
+    assert moved == {"head.weight", "head.bias"}
+
+
+def test_splits_that_choose_nothing_are_refused_before_training() -> None:
+    even = toy_split(40, 1)
+    even.majority = torch.ones_like(even.majority)
+    splits = {"minority": (even, even), "0 validation": (even.subset([]), even), "0 test": (even, even.subset([]))}
+    for message, (val, test) in splits.items():
+        plan = dataclasses.replace(SMALL, select="minority" if message == "minority" else "average")
+        with pytest.raises(CamlError, match=message):
+            run_active(lambda: pytest.fail("a network was made"), toy_split(96), val, test, plan)

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import active_hsfm as study
 from caml_core.active_hsfm import Task, active_hsfm, batch, round_tasks
-from caml_core.data.dataset import GroupDataset
 from caml_core.device import stream_seed
 from caml_core.errors import CamlError
-from caml_core.hsfm import Settings, hsfm
+from caml_core.groups import GroupDataset
+from caml_core.hsfm import hsfm
+from caml_core.hsfm_settings import Settings
 from caml_core.metrics import group_metrics
+from results.studies import active_hsfm as study
 
 D = 32
 SHORT = Settings(support=4, steps=3, alpha=1e-2, eta=0.1, edits=2, epochs=3)
@@ -102,8 +103,8 @@ def test_without_edits_the_head_is_trained_on_the_support_as_drawn() -> None:
         step.zero_grad()
         F.cross_entropy(x @ weight.T + bias, y).backward()
         step.step()
-    torch.testing.assert_close(edited.weight[0], weight.detach(), rtol=1e-5, atol=1e-7)  # a step size is a float32
-    torch.testing.assert_close(edited.bias[0], bias.detach(), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(edited.weight[0], weight.detach(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(edited.bias[0], bias.detach(), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("cumulative", [True, False])
@@ -120,7 +121,7 @@ def test_what_earlier_rounds_asked_for_moves_the_start_of_later_ones(cumulative:
             theta = [p - STILL.alpha * q for p, q in zip(theta, torch.autograd.grad(loss, theta))]
         theta = [p.detach().requires_grad_() for p in theta]
         loss = F.cross_entropy(task.hard[0] @ theta[0].T + theta[1], task.hard_y[0])
-        torch.testing.assert_close(losses[t], loss.detach(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(losses[t], loss.detach(), rtol=1e-9, atol=0)
         c = [p + q for p, q in zip(c, torch.autograd.grad(loss, theta))]
 
 
@@ -177,8 +178,11 @@ def test_a_fair_batch_repairs_a_head_that_leans_on_the_shortcut() -> None:
 # --- what it refuses --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sets", [SETS[:1], [], [SETS[0], SETS[1], torch.arange(0)]])
-def test_refuses_rounds_without_queries(sets: list[Tensor]) -> None:
+TWICE = [SETS[0], torch.arange(39, 45)]
+
+
+@pytest.mark.parametrize("sets", [SETS[:1], [], [SETS[0], SETS[1], torch.arange(0)], TWICE])
+def test_refuses_rounds_without_queries_and_rows_bought_twice(sets: list[Tensor]) -> None:
     with pytest.raises(CamlError, match="sets of"):
         round_tasks(POOL, sets, 4, seed=0)
 
@@ -188,46 +192,35 @@ def test_refuses_more_support_than_labels() -> None:
         round_tasks(POOL, SETS, 21, seed=0)
 
 
-def bad(**parts: Any) -> list[Task]:
-    (task,) = round_tasks(POOL, SETS[:2], 4, seed=0)
-    return [task._replace(**parts)]
-
-
 @pytest.mark.parametrize(
-    ("tasks", "what"),
+    "parts",
     [
-        ([], "no task"),
-        (bad(hard=torch.zeros(1, 10, D + 1)), "hard of round 1"),
-        (bad(hard=torch.zeros(1, 0, D), hard_y=torch.zeros(1, 0, dtype=torch.long)), "hard of round 1"),
-        (bad(hard=torch.full((1, 10, D), torch.nan)), "NaN"),
-        (bad(hard_y=torch.full((1, 10), 2)), "outside 0..1"),
-        (bad(support_y=torch.zeros(1, 7, dtype=torch.long)), "support of round 1"),
-        (bad(support=torch.zeros(1, 8, D - 1)), "weight"),
-        (bad(hard=torch.zeros(1, 10, D)), "float32"),
+        {"hard": torch.zeros(1, 10, D + 1)},
+        {"hard": torch.full((1, 10, D), torch.nan, dtype=torch.float64)},
+        {"hard_y": torch.full((1, 10), 2)},
+        {"support_y": torch.zeros(1, 7, dtype=torch.long)},
+        {"hard": torch.zeros(1, 10, D)},
     ],
 )
-def test_refuses_tasks_that_do_not_fit(tasks: list[Task], what: str) -> None:
-    with pytest.raises(CamlError, match=what):
-        run(tasks)
+def test_no_head_comes_out_of_tasks_that_do_not_fit(parts: dict[str, Tensor]) -> None:
+    """PyTorch's own errors about shapes, types and labels; ours where numbers would have come out."""
+    (task,) = round_tasks(POOL, SETS[:2], 4, seed=0)
+    with pytest.raises((CamlError, RuntimeError, IndexError)):
+        run([task._replace(**parts)])
 
 
-def test_refuses_a_head_of_other_shape_or_not_finite() -> None:
+def test_no_head_comes_out_of_one_that_does_not_fit() -> None:
     tasks = round_tasks(POOL, SETS, 4, seed=0)
-    weight, bias = head()
-    for w, b in (
-        (weight[:, :-1], bias),
-        (weight, bias[:1]),
-        (weight.expand(3, -1, -1), bias),
-        (weight * torch.nan, bias),
-    ):
-        with pytest.raises(CamlError, match=r"weight|bias"):
-            active_hsfm(tasks, w, b, SHORT)
+    w, b = head()
+    for weight, bias in ((w[:, :-1], b), (w, b[:1]), (w.expand(3, -1, -1), b), (w * torch.nan, b)):
+        with pytest.raises((CamlError, RuntimeError)):
+            active_hsfm(tasks, weight, bias, SHORT)
 
 
 def test_refuses_a_batch_of_unequal_runs() -> None:
     runs = [round_tasks(POOL, SETS, 4, seed=0), round_tasks(POOL, SETS[:2], 4, seed=0)]
-    for wrong in (runs, [], [runs[0], round_tasks(POOL, SETS, 5, seed=0)]):
-        with pytest.raises(CamlError, match="different shapes"):
+    for wrong in (runs, [runs[0], round_tasks(POOL, SETS, 5, seed=0)]):
+        with pytest.raises((ValueError, RuntimeError)):
             batch(wrong)
 
 

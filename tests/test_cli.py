@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,30 +12,85 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import own_pictures
 
-from caml_core.__main__ import main, parse_options
+from caml_core.__main__ import main
 from caml_core.errors import CamlError
-from caml_core.records import describe, mean_and_spread, paired_difference, read_records, stored, write_records
-from caml_core.sweep import compact
+from caml_core.runs.commands import parse_run
+from caml_core.runs.identity import METHODS
+from caml_core.runs.records import (
+    compact,
+    describe,
+    mean_and_spread,
+    paired_difference,
+    read_records,
+    stored,
+    write_records,
+)
+from caml_core.runs.run import run
+from caml_core.runs.settings import KINDS, Data, build, words
+from caml_core.training import Erm
 
 SMALL = ["--option", "n_train=60", "--option", "n_val=20", "--option", "n_test=40"]
 
 
 def arguments(out: Path, *more: str) -> list[str]:
-    return [
-        "run",
-        "erm",
-        "--dataset",
-        "birdscapes",
-        *SMALL,
-        "--epochs",
-        "2",
-        "--device",
-        "cpu",
-        "--out",
-        str(out),
-        *more,
-    ]
+    start = ["run", "erm", "--dataset", "birdscapes", *SMALL, "--epochs", "2", "--device", "cpu"]
+    return [*start, "--out", str(out), *more]
+
+
+# ---- settings -----------------------------------------------------------------------------------------------
+
+
+def test_python_a_list_and_the_command_line_build_the_same() -> None:
+    given = {"method": "hsfm", "dataset": "dominoes", "option": {"classes": "3,5"}, "inner_steps": 4, "scaled": True}
+    method, data = build(given)
+    assert (method, data) == (
+        KINDS["hsfm"](method="hsfm", steps=4, scaled=True),  # type: ignore[call-arg]
+        Data(dataset="dominoes", option={"classes": (3, 5)}),
+    )
+    flags = [*("--dataset", "dominoes", "--option", "classes=3,5", "--inner-steps", "4", "--scaled"), "--out", "x.json"]
+    assert parse_run(["hsfm", *flags])[:2] == (method, data)
+    assert words(method, data) == ["run", "hsfm", *flags[:2], "--option", "classes=3,5,", *flags[4:7]]
+    again = parse_run([*words(method, data)[1:], "--out", "x.json"])
+    assert again[:2] == (method, data)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_command_in_a_record_builds_its_settings(method: str) -> None:
+    more = {"profile": "full"} if method in ("erm", "caml") else {"published": "celeba"} if method == "hsfm" else {}
+    built = build({"method": method, "dataset": "spuco_mnist", "rho": 0.9, "backbone": "mlp", **more})
+    assert parse_run([*words(*built)[1:], "--out", "x.json"])[:2] == built
+    full = {"erm": 50, "caml": 100, "hsfm": 20}
+    assert getattr(built[0], "epochs", None) == full.get(method, getattr(build_quick(method), "epochs", None))
+
+
+def build_quick(method: str) -> Any:
+    return build({"method": method, "dataset": "spuco_mnist"})[0]
+
+
+def test_options_are_read_as_what_the_loader_takes(tmp_path: Path) -> None:
+    assert Data(dataset="folder", option={"path": "2025"}).option == {"path": "2025"}
+    assert Data(dataset="folder", option={"path": "a,b", "progress": "false"}).option == {
+        "path": "a,b",
+        "progress": False,
+    }
+    assert Data(dataset="dominoes", option={"classes": "3,", "n_val": "20"}).option == {"classes": (3,), "n_val": 20}
+    assert Data(dataset="dominoes", option={"classes": [3, 5]}).option == {"classes": [3, 5]}
+
+
+def test_run_in_python_and_its_settings(tmp_path: Path) -> None:
+    method, data = build(
+        {"method": "erm", "dataset": "birdscapes", "epochs": 1, "option": {"n_train": 60, "n_val": 20}}
+    )
+    assert isinstance(method, Erm)
+    record = run(method, data, 3)
+    assert (record["method"], record["seed"], record["config"]["epochs"]) == ("erm", 3, 1)
+    said = "python -m caml_core run erm --dataset birdscapes --option n_train=60 --option n_val=20 --epochs 1 --seed 3"
+    assert record["provenance"]["command"] == said
+
+
+# ---- one run ------------------------------------------------------------------------------------------------
 
 
 def test_a_record_says_everything(tmp_path: Path) -> None:
@@ -53,6 +109,8 @@ def test_a_record_says_everything(tmp_path: Path) -> None:
     assert first["config"]["rho"] == 0.9
     assert first["config"]["option"] == {"n_train": 60, "n_val": 20, "n_test": 40}
     assert len(first["history"]) == 2
+    assert (first["revision"], len(first["identity"]), len(first["data"]["content"])) == (1, 16, 16)
+    assert first["identity"] != second["identity"]
     for key in ("command", "commit", "date", "device", "wall_seconds", "versions"):
         assert first["provenance"][key]
     assert not list(tmp_path.glob("*.work"))
@@ -84,16 +142,20 @@ def test_head_only_and_loader_options(tmp_path: Path, small_sources: Path) -> No
         (["--rho", "0.3"], "rho = 0.3"),
         (["--option", "colour=1"], "no option colour"),
         (["--option", "colour"], "KEY=VALUE"),
+        (["--seed", "-1"], "greater than or equal to 0"),
+        (["--seed", "x"], "--seed"),
+        (["--alpha", "1"], "Unrecognized options: --alpha, 1"),
+        (["--dataset", "folder"], "no option n_test"),
         (["--device", "gpu"], "device 'gpu'"),
         (["--backbone", "vgg"], "unknown backbone"),
         (["--epochs", "-1"], "epochs=-1"),
-        (["--select", "test"], "select='test'"),
+        (["--select", "test"], "invalid choice 'test' for argument '--select'"),
         (["--data", "/nowhere", "--dataset", "dominoes", "--option", "x=1"], "no option"),
         (["--option", "n_val=abc"], "--option n_val=abc; expected n_val of kind int"),
-        (["--option", "size=16,32"], "--option size=(16, 32)"),
-        (["--dataset", "dominoes", "--option", "classes=3"], "for example 3,5"),
+        (["--option", "size=16,32"], "--option size=16,32"),
+        (["--dataset", "dominoes", "--option", "classes=x"], "for example 3,5"),
         (["--seed", "0", "1", "0"], "--seed [0, 1, 0]; expected each seed once"),
-        (["--queries-from", "nowhere.json"], "erm does not take --queries-from"),
+        (["--queries-from", "nowhere.json"], "Unrecognized options: --queries-from"),
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_code_2(
@@ -107,21 +169,45 @@ def test_bad_arguments_are_one_line_and_exit_code_2(
     assert not (tmp_path / "r.json").exists()
 
 
-@pytest.mark.parametrize("bad", [["run"], ["run", "erm"], ["walk"], ["run", "erm", "--seed", "x"], []])
-def test_argparse_errors_are_one_line(bad: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(bad)
-    assert caught.value.code == 2
+@pytest.mark.parametrize(
+    "bad", [["run"], ["run", "erm"], ["run", "walk"], ["walk"], [], ["sweep"], ["data", "burn"], ["tables", "a", "b"]]
+)
+def test_what_is_missing_or_unknown_is_one_line(bad: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(bad) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+def test_help_is_there_at_once() -> None:
+    code = "import sys; from caml_core.__main__ import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    for flags in (["--help"], ["run", "--help"]):
+        said = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
+        assert said.returncode == 0, said.stderr
+        assert "hsfm" in said.stdout
+        assert "waterbirds" in said.stdout
+
+
 @pytest.mark.parametrize("command", [["run", "erm", "--dataset", "birdscapes"], ["sweep", "list.toml"]])
-@pytest.mark.parametrize(("out", "message"), [(".", "is a folder"), ("s3://bucket/x.json", "sweep --checkpoints URL")])
-def test_out_is_a_local_file(command: list[str], out: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main([*command, "--out", out])
-    assert caught.value.code == 2
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [(".", "is a folder"), ("s3://bucket/x.json", "a local file"), ("x" * 300, "File name too long")],
+)
+def test_out_is_a_local_file(
+    command: list[str], out: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.toml").write_text('dataset = "birdscapes"\n[[runs]]\nmethod = "erm"\n')
+    assert main([*command, "--out", out]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_name_that_the_terminal_cannot_print_loses_nothing(tmp_path: Path) -> None:
+    table = own_pictures(tmp_path / "birds", names=("雀", "鴎"))
+    more = ["--dataset", "folder", "--option", f"path={table}", "--option", "size=16", "--epochs", "1"]
+    command = [sys.executable, "-m", "caml_core", "run", "erm", *more, "--out", str(tmp_path / "r.json")]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "latin-1"})
+    assert done.returncode == 0, done.stderr
+    assert b"\\u96c0" in done.stdout
+    assert "雀" in read_records(tmp_path / "r.json")[0]["metrics"]["groups"][0]["name"]
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder in which nobody can make another")
@@ -134,12 +220,6 @@ def test_unwritable_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     (tmp_path / "file").write_text("in the way")
     assert main(arguments(tmp_path / "file" / "r.json")) == 2
     assert "cannot write" in capsys.readouterr().err
-
-
-def test_parse_options() -> None:
-    assert parse_options(["a=3", "b=0.5", "c=1,2", "d=word", "e=true", "f=3,"]) == {
-        "a": 3, "b": 0.5, "c": (1, 2), "d": "word", "e": True, "f": (3,),
-    }  # fmt: skip
 
 
 def test_broken_records_are_refused(tmp_path: Path) -> None:
@@ -167,18 +247,17 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(tmp_path: Path)
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # of tests in the background, too
     child = subprocess.Popen(command(stopped), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     signal.signal(signal.SIGINT, handler)
-    checkpoint = tmp_path / "stopped.json.work" / "seed-0.safetensors"
-    while child.poll() is None and not checkpoint.exists():
+    begun = tmp_path / "stopped.json.work" / "unfinished"
+    while child.poll() is None and not list(begun.glob("*/*.safetensors")):
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate()
     assert child.returncode == 130, errors
     assert "goes on from where it stopped" in errors
-    assert checkpoint.exists()
     assert not stopped.exists()
     other = subprocess.run([*command(stopped), "--lr", "0.1"], capture_output=True, text=True)
     assert other.returncode == 2
-    assert "lr differ" in other.stderr
+    assert "unfinished runs of another command" in other.stderr
     subprocess.run(command(stopped), check=True, capture_output=True)
     assert _without_times(read_records(stopped)) == _without_times(read_records(whole))
 
@@ -225,28 +304,41 @@ def test_active_learning_and_its_labels_bought_again(tmp_path: Path) -> None:
 def test_labels_of_another_pool_are_not_bought(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], change: list[str], message: str | None
 ) -> None:
-    sold = {
-        "rho": None,
-        "option": parse_options([a for a in ACTIVE if "=" in a]),
-        "start": 60,
-        "query": 10,
-        "rounds": 2,
-    }
+    option = dict(pair.split("=") for pair in ACTIVE if "=" in pair)
+    sold = {"option": option, "start": 60, "query": 10, "rounds": 2}
     rounds = [{"queried": list(range(10 * t))[-10:]} for t in range(3)]
     rest: dict[str, Any] = {"metrics": {}, "provenance": {}, "method": "append", "dataset": "spuco_mnist", "seed": 0}
     write_records(tmp_path / "append.json", [{**rest, "config": sold, "rounds": rounds}])
     from_it = ["--queries-from", str(tmp_path / "append.json"), "--out", str(tmp_path / "r.json")]
     assert main(["run", "caml", *ACTIVE, *change, *from_it]) == 2
     said = capsys.readouterr().err
-    assert (f"from the same pool: other {message};" if message else "with seed 5; expected") in said
+    assert (f"not from the same pool: other {message};" if message else "with seed 5; expected") in said
+
+
+def test_labels_are_bought_from_the_same_data_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also when the table of your own data was sorted anew, or corrected between two seeds of one command."""
+    table = own_pictures(tmp_path / "birds")
+    own = ["--dataset", "folder", "--option", f"path={table}", "--option", "size=16", "--start", "20", "--query", "2"]
+    more = ["--rounds", "1", "--epochs", "1", "--select", "average", "--device", "cpu", "--backbone", "small_cnn"]
+    out, bought = tmp_path / "append.json", ["--queries-from", str(tmp_path / "append.json")]
+    assert main(["run", "append", *own, *more, "--out", str(out)]) == 0
+    (record,) = read_records(out)
+    assert main(["run", "caml", *own, *more, *bought, "--out", str(tmp_path / "caml.json")]) == 0
+    head, *lines = table.read_text().splitlines()
+    table.write_text("\n".join([head, *lines[::-1]]))
+    assert main(["run", "caml", *own, *more, *bought, "--out", str(tmp_path / "caml.json")]) == 2
+    assert "not from the same pool: other content" in capsys.readouterr().err
+    write_records(out.with_name("append.json.work") / "append-0.json", [record])  # one seed was done before
+    assert main(["run", "append", *own, *more, "--seed", "0", "1", "--out", str(out)]) == 2
+    assert "other settings or data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--head-only", "--balance", "group"], "caml does not take --balance, --head-only"),
+        (["--head-only", "--balance", "group"], "Unrecognized options: --head-only, --balance, group"),
         (["--alpha", "-1"], "alpha=-1.0"),
-        (["--acquisition", "oracle"], "acquisition='oracle'"),
+        (["--acquisition", "oracle"], "invalid choice 'oracle'"),
         (["--query", "500"], "60 + 2 x 500 labels from a pool of 300"),
         (["--queries-from", "nothing.json"], "nothing.json is not a readable file of records"),
     ],
@@ -343,22 +435,20 @@ def test_dfr_on_frozen_features_and_few_validation_labels(tmp_path: Path, small_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["hsfm", "--published", "cifar"], "--published cifar"),
+        (["hsfm", "--published", "cifar"], "invalid choice 'cifar' for argument '--published'"),
         (["hsfm", "--hard", "21"], "20 examples for 21 of the hard set"),
         (["hsfm", "--support", "0"], "support=0"),
         (["hsfm", "--alpha", "0"], "alpha=0.0"),
-        (["hsfm", "--hard-set", "easy"], "hard_set='easy'"),
-        (["hsfm", "--hypergradient", "magic"], "hypergradient='magic'"),
-        (["hsfm", "--select", "average"], "select='average'"),
+        (["hsfm", "--hard-set", "easy"], "invalid choice 'easy'"),
+        (["hsfm", "--hypergradient", "magic"], "invalid choice 'magic'"),
+        (["hsfm", "--select", "average"], "invalid choice 'average'"),
         (["hsfm", "--val-labels", "41"], "--val-labels 41 of 40"),
-        (["hsfm", "--start", "5"], "hsfm does not take --start"),
-        (["hsfm", "--head-only", "--balance", "group"], "hsfm does not take --balance, --head-only"),
-        (["dfr", "--augment", "none", "--profile", "full"], "dfr does not take --augment, --profile"),
-        (["afr", "--queries-from", "nowhere.json"], "afr does not take --queries-from"),
-        (["dfr", "--hard-set", "loss", "--alpha", "1"], "dfr does not take --alpha, --hard-set"),
+        (["hsfm", "--start", "5"], "Unrecognized options: --start"),
+        (["dfr", "--augment", "none", "--profile", "full"], "Unrecognized options: --augment, none, --profile, full"),
+        (["afr", "--queries-from", "nowhere.json"], "Unrecognized options: --queries-from"),
         (["gdro-head", "--epochs", "0"], "epochs=0"),
-        (["erm-head", "--select", "test"], "select='test'"),
-        (["caml", "--scaled"], "caml does not take --scaled"),
+        (["erm-head", "--select", "test"], "invalid choice 'test'"),
+        (["caml", "--scaled"], "Unrecognized options: --scaled"),
     ],
 )
 def test_head_errors(

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from caml_core.clip_space import ClipSpace, along, random_moves, turn
-from caml_core.data.dataset import GroupDataset
 from caml_core.errors import CamlError
-from caml_core.hsfm import PUBLISHED, hsfm
+from caml_core.groups import GroupDataset
+from caml_core.hsfm import hsfm
+from caml_core.hsfm_settings import PUBLISHED
+from caml_core.pictures.space import ClipSpace, along, random_moves, turn
 
 
 def embeddings(n: int = 400, width: int = 12, k: int = 4, seed: int = 0) -> torch.Tensor:

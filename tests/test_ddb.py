@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from caml_core.backbones import backbone
-from caml_core.ddb import Painter, ddb, evidence, load_painter, paint, segment
 from caml_core.errors import CamlError
 from caml_core.features import extract_features
+from caml_core.networks import backbone
+from results.studies.ddb import Painter, ddb, evidence, load_painter, paint, segment
 from tests.conftest import toy_split
 
 CPU = torch.device("cpu")

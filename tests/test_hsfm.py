@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caml_core import hsfm as module
-from caml_core.data.dataset import GroupDataset
 from caml_core.errors import CamlError
 from caml_core.features import standardise
-from caml_core.hsfm import PUBLISHED, SELECT, Adam, Edits, Settings, draw_support, hard_rows, hsfm, scaled
-from caml_core.hypergradients import HYPERGRADIENTS
+from caml_core.groups import GroupDataset
+from caml_core.hsfm import Edits, draw_support, hard_rows, hsfm
+from caml_core.hsfm_settings import HYPERGRADIENTS, PUBLISHED, HardSet, Select, Settings, scaled
+from caml_core.linear import Adam
 
 D = 128
 FAST = Settings(support=16, steps=10, alpha=1.6e-3, eta=0.3, edits=5, hard=32, epochs=10)
@@ -165,7 +166,7 @@ def test_the_first_epoch_step_by_step() -> None:
             clipped += 1
         adam.step()
     assert clipped
-    assert float(edits.loss[0, 0]) == pytest.approx(losses_seen[0], rel=1e-6)
+    assert float(edits.loss[0, 0]) == pytest.approx(losses_seen[0], rel=1e-12)
     head = [part.clone().requires_grad_() for part in theta]
     adam = torch.optim.Adam(head, lr=settings.alpha)
     for _ in range(settings.steps):
@@ -174,9 +175,9 @@ def test_the_first_epoch_step_by_step() -> None:
         adam.step()
     support, weight, bias, used = seen[1]
     assert set(used[0].tolist()) == set(hard.tolist())
-    assert torch.allclose(support[0], h, rtol=1e-6, atol=1e-7)  # step sizes are kept in float32
-    assert torch.allclose(weight[0], head[0], rtol=1e-6, atol=1e-8)
-    assert torch.allclose(bias[0], head[1], rtol=1e-6, atol=1e-8)
+    assert torch.allclose(support[0], h, rtol=1e-10, atol=1e-12)
+    assert torch.allclose(weight[0], head[0], rtol=1e-10, atol=1e-12)
+    assert torch.allclose(bias[0], head[1], rtol=1e-10, atol=1e-12)
 
 
 def test_on_epoch_sees_every_epoch() -> None:
@@ -200,15 +201,15 @@ def test_on_epoch_sees_every_epoch() -> None:
 # --- the same again ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hard_set", module.HARD_SETS)
-def test_a_run_repeats_itself_bit_for_bit(hard_set: module.HardSet) -> None:
+@pytest.mark.parametrize("hard_set", get_args(HardSet))
+def test_a_run_repeats_itself_bit_for_bit(hard_set: HardSet) -> None:
     settings = dataclasses.replace(SHORT, hard_set=hard_set)
     one, other = (tensors(run(settings, seeds=(0, 1))) for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("hard_set", module.HARD_SETS)
-def test_seeds_side_by_side_are_seeds_one_by_one(hard_set: module.HardSet) -> None:
+@pytest.mark.parametrize("hard_set", get_args(HardSet))
+def test_seeds_side_by_side_are_seeds_one_by_one(hard_set: HardSet) -> None:
     settings = dataclasses.replace(SHORT, hard_set=hard_set)
     together = tensors(run(settings, torch.float64, seeds=(0, 1, 2)))
     for i, seed in enumerate((0, 1, 2)):
@@ -216,13 +217,13 @@ def test_seeds_side_by_side_are_seeds_one_by_one(hard_set: module.HardSet) -> No
         for name, tensor in together.items():
             part = tensor[:, i] if name in ("accuracy", "average", "loss") else tensor[i]
             single = alone[name][:, 0] if name in ("accuracy", "average", "loss") else alone[name][0]
-            assert torch.allclose(part.double(), single.double(), rtol=1e-5, atol=1e-6), name
+            assert torch.allclose(part.double(), single.double(), rtol=1e-9, atol=1e-10), name
     assert not torch.equal(together["rows"][0], together["rows"][1])
 
 
 def test_settings_side_by_side_are_settings_one_by_one() -> None:
     """Step sizes and heads of their own for each problem."""
-    alphas, etas = torch.tensor([5e-4, 2e-3, 2e-3]), torch.tensor([0.3, 0.3, 0.01])
+    alphas, etas = torch.tensor([[5e-4, 2e-3, 2e-3], [0.3, 0.3, 0.01]], dtype=torch.float64)
     weight, bias = erm_head(torch.float64)
     heads = torch.stack([weight, weight, 0.5 * weight])
     options: dict[str, Any] = {"weight": heads, "bias": bias.expand(3, 2), "alpha": alphas, "eta": etas}
@@ -230,8 +231,8 @@ def test_settings_side_by_side_are_settings_one_by_one() -> None:
     for i in range(3):
         settings = dataclasses.replace(SHORT, alpha=float(alphas[i]), eta=float(etas[i]))
         alone = run(settings, torch.float64, weight=heads[i])
-        assert torch.allclose(together.weight[i], alone.weight[0], rtol=1e-5, atol=1e-7)
-        assert torch.allclose(together.after[i], alone.after[0], rtol=1e-5, atol=1e-6)
+        assert torch.allclose(together.weight[i], alone.weight[0], rtol=1e-9, atol=1e-11)
+        assert torch.allclose(together.after[i], alone.after[0], rtol=1e-9, atol=1e-10)
     assert not torch.allclose(together.after[1], together.after[2])
 
 
@@ -300,8 +301,8 @@ def test_random_hard_rows_depend_on_seed_and_epoch_alone() -> None:
     assert len({tuple(rows[0].tolist()) for rows in seen}) == 4  # a new draw in every epoch
 
 
-@pytest.mark.parametrize("select", SELECT)
-def test_the_rule_chooses_the_epoch(select: str) -> None:
+@pytest.mark.parametrize("select", get_args(Select))
+def test_the_rule_chooses_the_epoch(select: Select) -> None:
     """The chosen epoch has the best score; the label-free rules do not look at groups at all."""
     _, val, _ = splits()
     scores: list[Tensor] = []
@@ -364,7 +365,7 @@ def test_features_that_are_no_numbers(where: str, value: float) -> None:
     split = {"train": train, "val": val}[where]
     x = split.x.clone()
     x[3, 7] = value
-    with pytest.raises(CamlError, match=rf"{where}\.x contains NaN"):
+    with pytest.raises(CamlError, match=f"{where}[a-z]* features .* with NaN"):
         run(SHORT, torch.float32, **{where: split.with_x(x)})
 
 
@@ -373,7 +374,7 @@ def test_a_head_that_is_no_number(name: str) -> None:
     weight, bias = erm_head()
     part = {"weight": weight, "bias": bias}[name].clone()
     part.view(-1)[0] = math.nan
-    with pytest.raises(CamlError, match=f"{name} contains NaN"):
+    with pytest.raises(CamlError, match="expected: finite"):
         run(SHORT, torch.float32, **{name: part})
 
 
@@ -408,48 +409,42 @@ def test_too_few_of_a_class() -> None:
         run(dataclasses.replace(SHORT, hard_set="minority"), val=val.subset(few))
 
 
-def test_labels_outside_their_range() -> None:
-    train, _, _ = splits()
-    names: dict[str, Any] = {"class_names": train.class_names, "attribute_names": train.attribute_names}
-    with pytest.raises(CamlError, match="y takes values"):
-        GroupDataset(train.x, train.y + 1, train.a, **names)
-    with pytest.raises(CamlError, match="a takes values"):
-        GroupDataset(train.x, train.y, train.a - 1, **names)
-
-
-def test_widths_that_do_not_fit() -> None:
+def test_splits_and_heads_that_do_not_fit() -> None:
     train, val, _ = splits()
     weight, bias = erm_head()
     named = GroupDataset(val.x, val.y, val.a, class_names=("dog", "cat"), attribute_names=val.attribute_names)
     wrong: list[dict[str, Any]] = [
         {"val": val.with_x(val.x[:, :50])},
-        {"train": train.with_x(train.x[:, :50])},
-        {"weight": weight[:, :50]},
-        {"weight": weight[:1]},
-        {"bias": bias[:1]},
+        {"val": val.with_x(val.x.double())},
         {"train": train.with_x(train.x.view(-1, 2, 8, 8))},
         {"val": named},
     ]
     for change in wrong:
-        with pytest.raises(CamlError, match="do not fit a head"):
+        with pytest.raises(CamlError, match=r"to train|training features"):
             run(**change)
+    heads: list[dict[str, Any]] = [
+        {"weight": weight[:, :50]}, {"weight": weight[:1]}, {"bias": bias[:1]}, {"bias": bias[None][:, :1]},
+        {"weight": weight.expand(3, 2, D)}, {"seeds": (0, 1), "bias": bias.expand(3, 2)},
+    ]  # fmt: skip
+    for change in heads:
+        with pytest.raises(CamlError, match="a head"):
+            run(**change)
+    with pytest.raises(RuntimeError):
+        run(seeds=(0, 1, 2), alpha=torch.tensor([1e-3, 1e-3]))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"seeds": ()},
-        {"seeds": (0, 1), "weight": torch.zeros(3, 2, D)},
-        {"seeds": (0, 1), "bias": torch.zeros(1, 2)},
-        {"seeds": (0, 1), "alpha": torch.tensor([1e-3])},
-        {"alpha": torch.tensor([0.0])},
-        {"eta": torch.tensor([math.nan])},
-        {"eta": torch.tensor(1.0)},
-    ],
-)
-def test_batches_that_do_not_fit(change: dict[str, Any]) -> None:
-    with pytest.raises(CamlError, match="at least one seed"):
-        run(**change)
+def test_features_as_numpy_makes_them() -> None:
+    """float64 arrays, labels as arrays, and a head of float32: the same as tensors of float64."""
+    train, val, _ = splits(torch.float64)
+    names: dict[str, Any] = {"class_names": train.class_names, "attribute_names": train.attribute_names}
+    arrays = [GroupDataset(s.x.numpy(), s.y.numpy(), s.a.numpy(), **names) for s in (train, val)]
+    weight, bias = erm_head()
+    found = run(train=arrays[0], val=arrays[1], weight=weight.numpy(), bias=bias.tolist(), eta=[0.3])
+    expected = run(SHORT, torch.float64, weight=weight.double(), bias=bias.double())
+    assert found.weight.dtype == found.after.dtype == torch.float64
+    assert all(
+        torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(tensors(found).values(), tensors(expected).values())
+    )
 
 
 @pytest.mark.parametrize("how", ["adjoint", "unrolled", "first_order"])
@@ -469,14 +464,16 @@ def test_an_inner_loop_that_diverges(how) -> None:  # type: ignore[no-untyped-de
 def test_epochs_after_a_divergence_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     free = run(SHORT, seeds=(0, 1))
     assert min(free.epoch.tolist()) > 1
-    real = module._diverges
+    real, looks = module._climbs, []
 
-    def second_problem_from_epoch_2(*tensors: Any) -> Tensor:
-        return real(*tensors) | torch.tensor([False, tensors[-1] >= 2])
+    def second_problem_from_epoch_2(*given: Any, **how: Any) -> Tensor:
+        looks.append(how["look_closely"])
+        return real(*given, **how) | torch.tensor([False, len(looks) >= 2])
 
-    monkeypatch.setattr(module, "_diverges", second_problem_from_epoch_2)
-    with pytest.warns(UserWarning, match="1 of 2 problems diverged"):
+    monkeypatch.setattr(module, "_climbs", second_problem_from_epoch_2)
+    with pytest.warns(UserWarning, match="1 of 2 problems met inner loops that diverge"):
         edits = run(SHORT, seeds=(0, 1))
+    assert looks == [True, False, False]
     assert edits.epoch[0] == free.epoch[0]
     assert edits.epoch[1] <= 1
     assert torch.equal(edits.accuracy, free.accuracy), "the run itself goes on"
@@ -497,9 +494,10 @@ def test_features_far_larger_than_the_settings_are_for() -> None:
 
 
 def test_edits_that_leave_the_numbers() -> None:
-    with pytest.raises(CamlError, match="edited features of epoch 1") as caught:
-        run(dataclasses.replace(SHORT, eta=1e30, edits=4))
-    assert "lower eta" in caught.value.remedy
+    with pytest.warns(UserWarning, match="1 of 1 problems met inner loops that diverge.*lower alpha or eta"):
+        edits = run(dataclasses.replace(SHORT, eta=1e30, edits=4))
+    assert edits.epoch.tolist() <= [1]
+    assert torch.isfinite(edits.weight).all()
 
 
 def test_edits_by_plain_steps_are_clipped_gradients() -> None:
@@ -518,7 +516,7 @@ def test_edits_by_plain_steps_are_clipped_gradients() -> None:
     "change",
     [{name: 0} for name in ("support", "steps", "edits", "hard", "epochs")]
     + [{name: value} for name in ("alpha", "eta", "clip") for value in (0.0, -1.0, math.nan, math.inf)]
-    + [{"hypergradient": "exact"}, {"hard_set": "easy"}, {"select": "test"}],
+    + [{"hypergradient": "exact"}, {"hard_set": "easy"}, {"select": "test"}, {"support": 2.5}],
 )
 def test_settings_out_of_range(change: dict[str, Any]) -> None:
     (name, value), *_ = change.items()

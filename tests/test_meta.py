@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import vector_to_parameters
 
-from caml_core.backbones import backbone
 from caml_core.errors import CamlError
-from caml_core.meta import Batch, add_to_gradient, flatten, loss_at, meta_gradient
+from caml_core.meta import Batch, Theta, add_to_gradient, loss_at, meta_gradient, trainable
+from caml_core.networks import backbone
 
 CPU = torch.device("cpu")
 Tasks = list[tuple[Batch, Batch]]
@@ -33,13 +34,21 @@ def tasks(rounds: int, seed: int = 0) -> Tasks:
     return [(batch(), batch()) for _ in range(rounds)]
 
 
+def flat(parts: Theta) -> Tensor:
+    return torch.cat([part.detach().flatten() for part in parts])
+
+
+def ours(net: nn.Module, rounds: Tasks, **how) -> Tensor:  # type: ignore[no-untyped-def]
+    return flat(meta_gradient(loss_at(net, CPU), trainable(net), rounds, **how))
+
+
 def gradient(net: nn.Module, theta: Tensor, batch: Batch) -> Tensor:
     """g(theta, B) on a copy of the network, by backward()."""
     net = copy.deepcopy(net)
-    nn.utils.vector_to_parameters(theta.clone(), net.parameters())
+    vector_to_parameters(theta.clone(), net.parameters())
     net.zero_grad()
     F.cross_entropy(net(batch[0]), batch[1]).backward()
-    return torch.cat([p.grad.flatten() for p in net.parameters()])  # type: ignore[union-attr]
+    return flat([p.grad for p in net.parameters()])  # type: ignore[misc]
 
 
 def recursion(net: nn.Module, theta: Tensor, rounds: Tasks, alpha: float, cumulative: bool, steps: int):  # type: ignore[no-untyped-def]
@@ -55,7 +64,7 @@ def recursion(net: nn.Module, theta: Tensor, rounds: Tasks, alpha: float, cumula
             adapted = adapted - alpha * u
         gradients.append(gradient(net, adapted, meta_test))
         moved = copy.deepcopy(net)
-        nn.utils.vector_to_parameters(adapted, moved.parameters())
+        vector_to_parameters(adapted, moved.parameters())
         losses.append(float(F.cross_entropy(moved(meta_test[0]), meta_test[1]).detach()))
     return gradients, losses
 
@@ -65,11 +74,8 @@ def recursion(net: nn.Module, theta: Tensor, rounds: Tasks, alpha: float, cumula
 @pytest.mark.parametrize("rounds", [1, 2, 5])
 def test_first_order_is_the_recursion(rounds: int, steps: int, cumulative: bool) -> None:
     net, batches = network(), tasks(rounds)
-    theta = flatten(net)
-    found = meta_gradient(
-        loss_at(net, CPU), theta, batches, alpha=0.3, cumulative=cumulative, order="first", inner_steps=steps
-    )
-    gradients, _ = recursion(net, theta, batches, 0.3, cumulative, steps)
+    found = ours(net, batches, alpha=0.3, cumulative=cumulative, inner_steps=steps)
+    gradients, _ = recursion(net, flat(trainable(net)), batches, 0.3, cumulative, steps)
     assert torch.allclose(found, sum(gradients) / rounds, rtol=1e-10, atol=1e-12)  # type: ignore[arg-type]
 
 
@@ -78,10 +84,8 @@ def test_first_order_is_the_recursion(rounds: int, steps: int, cumulative: bool)
 def test_exact_is_the_derivative_of_the_meta_loss(steps: int, cumulative: bool) -> None:
     """Central differences of M(theta), computed by the naive recursion, in every coordinate."""
     net, batches, alpha, h = network(), tasks(3), 0.3, 1e-5
-    theta = flatten(net)
-    found = meta_gradient(
-        loss_at(net, CPU), theta, batches, alpha=alpha, cumulative=cumulative, order="exact", inner_steps=steps
-    )
+    theta = flat(trainable(net))
+    found = ours(net, batches, alpha=alpha, cumulative=cumulative, order="exact", inner_steps=steps)
     differences = torch.empty_like(theta)
     for i in range(len(theta)):
         step = torch.zeros_like(theta)
@@ -89,22 +93,31 @@ def test_exact_is_the_derivative_of_the_meta_loss(steps: int, cumulative: bool) 
         up, down = (recursion(net, theta + s * step, batches, alpha, cumulative, steps)[1] for s in (1, -1))
         differences[i] = (sum(up) - sum(down)) / (2 * h * len(batches))
     assert torch.allclose(found, differences, rtol=1e-6, atol=1e-8)
-    first = meta_gradient(loss_at(net, CPU), theta, batches, alpha=alpha, cumulative=cumulative, inner_steps=steps)
+    first = ours(net, batches, alpha=alpha, cumulative=cumulative, inner_steps=steps)
     assert (found - first).norm() > 1e-3 * found.norm()  # the two are really different here
 
 
 @pytest.mark.parametrize("order", ["first", "exact"])
-def test_special_cases(order) -> None:  # type: ignore[no-untyped-def]
-    net = network()
-    theta, loss = flatten(net), loss_at(net, CPU)
-    one, many = tasks(1), tasks(4)
-    caml, mldg = (meta_gradient(loss, theta, one, alpha=0.3, cumulative=c, order=order) for c in (True, False))
+def test_special_cases(order: str) -> None:
+    net, one, many = network(), tasks(1), tasks(4)
+    caml, mldg = (ours(net, one, alpha=0.3, cumulative=c, order=order) for c in (True, False))
     assert torch.equal(caml, mldg)  # one round: nothing has accumulated
-    caml, mldg = (meta_gradient(loss, theta, many, alpha=0.3, cumulative=c, order=order) for c in (True, False))
+    caml, mldg = (ours(net, many, alpha=0.3, cumulative=c, order=order) for c in (True, False))
     assert (caml - mldg).norm() > 1e-3 * caml.norm()
-    plain = meta_gradient(loss, theta, many, alpha=0.0, order=order)
+    theta = flat(trainable(net))
     upweight = sum(gradient(net, theta, asked) for _, asked in many) / 4
-    assert torch.allclose(plain, upweight, rtol=1e-12)  # type: ignore[arg-type]
+    assert torch.allclose(ours(net, many, alpha=0.0, order=order), upweight, rtol=1e-12)  # type: ignore[arg-type]
+
+
+def test_without_adaptation_the_inner_gradients_are_not_computed() -> None:
+    calls: list[int] = []
+
+    def loss(theta: Theta, batch: int) -> Tensor:
+        calls.append(batch)
+        return theta[0].square().sum()
+
+    meta_gradient(loss, [torch.ones(2)], [(0, 1), (0, 2)], alpha=0.0)  # type: ignore[arg-type, list-item]
+    assert calls == [1, 2]
 
 
 def test_the_network_does_not_notice() -> None:
@@ -114,40 +127,56 @@ def test_the_network_does_not_notice() -> None:
     x = torch.randint(0, 256, (8, 3, 28, 28), dtype=torch.uint8)
     y = torch.randint(0, 3, (8,))
     for order in ("first", "exact"):
-        meta_gradient(loss_at(net, CPU), flatten(net), [((x, y), (x, y))] * 2, alpha=0.1, order=order)  # type: ignore[arg-type]
+        ours(net, [((x, y), (x, y))] * 2, alpha=0.1, order=order)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert all(p.grad is None for p in net.parameters())
-    vector = flatten(net)
-    for times in (1, 2):
-        add_to_gradient(net, vector)
-        assert all(torch.equal(p.grad, times * p.detach()) for p in net.parameters())  # type: ignore[arg-type]
+    theta = trainable(net)
+    assert all(p.grad is None for p in theta)
+    net(x).sum().backward()
+    once = [p.grad.clone() for p in theta]  # type: ignore[union-attr]
+    add_to_gradient(theta, [torch.ones_like(p) for p in theta])
+    assert all(torch.equal(p.grad, g + 1) for p, g in zip(theta, once))  # type: ignore[arg-type]
     other = backbone("small_cnn", 3, seed=1).train()
-    assert loss_at(net, CPU)(flatten(other), (x, y)) == pytest.approx(float(F.cross_entropy(other(x), y)), rel=1e-4)
+    with torch.no_grad():
+        found, expected = loss_at(net, CPU)(trainable(other), (x, y)), F.cross_entropy(other(x), y)
+    assert torch.allclose(found, expected, rtol=1e-4)
 
 
-def test_seeds_side_by_side_are_seeds_one_by_one() -> None:
-    nets = [backbone("small_cnn", 3, seed=s).train() for s in range(3)]
-    g = torch.Generator().manual_seed(0)
-    x = torch.rand(3, 4, 8, 3, 12, 12, generator=g)  # (seeds, batches, B, ...)
-    y = torch.randint(0, 3, (3, 4, 8), generator=g)
+class Tied(nn.Module):
+    """A matrix used twice, a frozen layer, and one that nothing uses."""
 
-    def pairs(seed: int | slice) -> Tasks:
-        batches = [(x[seed].select(-5, j), y[seed].select(-2, j)) for j in range(4)]
-        return [(batches[0], batches[1]), (batches[2], batches[3])]
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.frozen, self.two, self.idle = (nn.Linear(3, 3) for _ in range(4))
+        self.two.weight = self.one.weight
+        self.frozen.requires_grad_(False)
 
-    together = meta_gradient(
-        loss_at(nets[0], CPU), torch.stack([flatten(n) for n in nets]), pairs(slice(None)), alpha=0.1
-    )
-    for seed, net in enumerate(nets):
-        alone = meta_gradient(loss_at(net, CPU), flatten(net), pairs(seed), alpha=0.1)
-        assert torch.allclose(together[seed], alone, rtol=1e-3, atol=1e-5)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.frozen(self.one(x)).tanh())
+
+
+@pytest.mark.parametrize("order", ["first", "exact"])
+def test_frozen_tied_and_idle_parameters(order: str) -> None:
+    net, batches = Tied().double(), tasks(2)
+    theta = trainable(net)
+    assert [tuple(p.shape) for p in theta] == [(3, 3), (3,), (3,), (3, 3), (3,)]  # one.weight once; idle's at the end
+    found = meta_gradient(loss_at(net, CPU), theta, batches, alpha=0.0, order=order)  # type: ignore[arg-type]
+    for _, (x, y) in batches:
+        (F.cross_entropy(net(x), y) / 2).backward()
+    for p, part in zip(theta[:3], found):
+        assert torch.allclose(part, p.grad)  # type: ignore[arg-type]
+    adapted = meta_gradient(loss_at(net, CPU), theta, batches, alpha=0.3, order=order)  # type: ignore[arg-type]
+    assert (adapted[0] - found[0]).norm() > 1e-3
+    assert not any(part.any() for part in adapted[3:])
+    add_to_gradient(theta, adapted)
+    assert net.frozen.weight.grad is None
+    assert net.idle.weight.grad is None, "weight decay must not reach what plain training leaves alone"
 
 
 @pytest.mark.parametrize(
     "change", [{"alpha": -0.1}, {"alpha": math.nan}, {"inner_steps": 0}, {"order": "second"}, {"tasks": []}]
 )
 def test_bad_input(change: dict) -> None:  # type: ignore[type-arg]
-    net = network()
     options = {"alpha": 0.1, "tasks": tasks(1), **change}
     with pytest.raises(CamlError, match="correct the setting"):
-        meta_gradient(loss_at(net, CPU), flatten(net), options.pop("tasks"), **options)
+        ours(network(), options.pop("tasks"), **options)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import toy_split
 
-from caml_core.data.dataset import GroupDataset
 from caml_core.errors import CamlError
-from caml_core.metrics import group_metrics, select_epoch, wilson
+from caml_core.groups import GroupDataset
+from caml_core.metrics import Rule, check_selection, group_metrics, select_epoch, wilson
 
 
 def split_of(y: list[int], a: list[int]) -> GroupDataset:
@@ -92,7 +92,7 @@ def test_bad_logits() -> None:
         group_metrics(torch.full((8, 2), torch.nan), split)
 
 
-def _epoch(average: float, worst: float, minority: float) -> dict:
+def _epoch(average: float, worst: float, minority: float | None) -> dict:
     return {
         "val": {
             "average": {"value": average, "low": average - 4},
@@ -113,5 +113,22 @@ def test_a_coin_is_not_chosen() -> None:
     assert best == 0
     assert "no epoch clearly beats chance" in words
     assert select_epoch([_epoch(80, 30, 30), _epoch(80, 30, 30)], "worst_group", 50)[0] == 0  # ties: the earlier
-    with pytest.raises(CamlError, match="rule"):
-        select_epoch(history, "test", 50)
+    with pytest.raises(CamlError, match="select='test'"):
+        select_epoch(history, "test", 50)  # type: ignore[arg-type]
+
+
+def test_a_missing_accuracy_is_no_number() -> None:
+    """Without a minority its accuracy is None, and no epoch is best by it."""
+    history = [_epoch(80, 60, None), _epoch(90, 70, None)]
+    with pytest.raises(CamlError, match="select='minority'"):
+        select_epoch(history, "minority", 50)
+    assert select_epoch(history, "worst_group", 50)[0] == select_epoch(history, "average", 50)[0] == 1
+    even = toy_split(8)
+    even.majority = torch.ones_like(even.majority)
+    with pytest.raises(CamlError, match="select='minority' with 8 validation examples, 0 of a minority"):
+        check_selection(even, "minority")
+    rules: tuple[Rule, ...] = ("average", "worst_group", "last")
+    for rule in rules:
+        check_selection(even, rule)
+        with pytest.raises(CamlError, match="0 validation examples"):
+            check_selection(even.subset([]), rule)

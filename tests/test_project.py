@@ -53,7 +53,7 @@ def test_environment_yml_carries_no_second_truth() -> None:
     *conda, pip = environment["dependencies"]
     assert pip["pip"] == ["--constraint constraints.txt", "--editable .[book,test]"]
     assert f"python{PROJECT['requires-python']}" in conda
-    assert set(PROJECT["optional-dependencies"]) == {"book", "dac", "ray", "test"}
+    assert set(PROJECT["optional-dependencies"]) == {"book", "dac", "onnx", "peers", "ray", "test"}
     for name in conda[1:]:
         assert not re.search(r"[<>=]", name), f"{name}: versions stand in constraints.txt"
 
@@ -66,14 +66,16 @@ def test_files_that_name_the_repository_agree() -> None:
 
 
 def test_results_carry_their_provenance() -> None:
-    from caml_core.records import read_records
+    from caml_core.runs.records import read_records
 
     files = sorted((ROOT / "results").glob("*.json"))
     assert files
     for file in files:
         for record in read_records(file):
             found = record["provenance"]
-            assert found["command"].startswith(("python -m caml_core run", "python benchmarks/"))
+            assert found["command"].startswith(
+                ("python -m caml_core run", "python benchmarks/", "python results/studies/")
+            )
             assert re.fullmatch(r"[0-9a-f]{12}(\+changes)?", found["commit"])
             assert found["device"]
             assert found["versions"]["torch"]

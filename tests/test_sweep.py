@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import require
+from conftest import own_pictures, require
 
-from caml_core import sweep as module
-from caml_core.__main__ import main, parser, settings
+from caml_core.__main__ import main
 from caml_core.errors import CamlError
-from caml_core.published import hours, runs_an_hour
-from caml_core.records import read_records
-from caml_core.sweep import Run, bundles, code_version, execute, expand, sweep
+from caml_core.runs import sweep as module
+from caml_core.runs import workers
+from caml_core.runs.commands import parse_run
+from caml_core.runs.identity import REVISION
+from caml_core.runs.lists import Run, expand
+from caml_core.runs.records import read_records, write_records
+from caml_core.runs.settings import words
+from caml_core.runs.sweep import execute, sweep
+from caml_core.runs.tables import hours, runs_an_hour
 
 ROOT = Path(__file__).parent.parent
 LISTS = sorted((ROOT / "results" / "tables").glob("*.toml"))
@@ -55,6 +64,15 @@ method = "erm"
 """
 
 
+OWN = """
+dataset = "folder"
+option = {{ path = "{path}", size = 16 }}
+epochs = 1
+[[runs]]
+method = "erm"
+"""
+
+
 def write(folder: Path, text: str) -> Path:
     file = folder / "list.toml"
     file.write_text(text)
@@ -66,25 +84,22 @@ def found(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in record.items() if k not in ("provenance", "train_seconds")} for record in records]
 
 
-def meaning(command: list[str]) -> dict[str, Any]:
-    """All settings that a command stands for, defaults included."""
-    arguments = parser().parse_args(["run", *command, "--out", "run.json"])
-    return {**{k: v for k, v in vars(arguments).items() if k != "go"}, **settings(arguments)}
-
-
 # ---- lists --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("file", LISTS, ids=lambda file: file.stem)
 def test_stored_records_are_runs_of_their_list(file: Path) -> None:
-    """The command in a record is the one that the list stands for."""
+    """Each has the identity that the list gives today, and its command is the one that the list stands for."""
     runs = {run.label: run for run in expand(file)}
     stored = ROOT / "results" / f"{file.stem}.json"
     for record in read_records(stored) if stored.exists() else []:
-        said = re.search(r" run (.*?)(?: --queries-from (.*)\.json)? --device ", record["provenance"]["command"])
+        said = re.search(r" run (.*?)(?: --queries-from (.*)\.json'?)? --device ", record["provenance"]["command"])
         assert said is not None
         run = runs[f"{record['run']}-{record['seed']}"]
-        assert meaning(said[1].split()) == meaning(list(run.command))
+        assert record["identity"] == run.identity
+        assert record["revision"] == REVISION[record["method"]]
+        method, data, place = parse_run([*shlex.split(said[1]), "--out", "x.json"])
+        assert (method, data, place.seed) == (run.method, run.data, (run.seed,))
         assert (said[2] is None) == (run.buys is None)
 
 
@@ -94,24 +109,25 @@ def test_a_list_is_expanded_to_all_combinations_after_what_they_buy(tmp_path: Pa
         "append-0", "append-1", "upweight-0", "caml-0", "upweight-1", "caml-1",
     ]  # fmt: skip
     assert [run.buys for run in runs] == [None, None, "append-0", "append-0", "append-1", "append-1"]
-    assert "--option size=16 --option n_train=120" in " ".join(runs[0].command)
+    assert words(runs[0].method, runs[0].data)[4:8] == ["--option", "size=16", "--option", "n_train=120"]
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("epochs = 5", "epoch = 5", "unknown keys: epoch"),
-        ("epochs = 5", "device = 'cpu'", "unknown keys: device"),
-        ("epochs = 5", "epochs = 'many'", "argument --epochs: invalid int"),
+        ("epochs = 5", "epoch = 5", "epoch: unexpected keyword"),
+        ("epochs = 5", "device = 'cpu'", "device: unexpected keyword"),
+        ("epochs = 5", "epochs = 'many'", "epochs: input should be a valid integer"),
         ("epochs = 5", "epochs = 0", "epochs=0"),
-        ("epochs = 5", "eta = 1.0", "does not take --eta"),
+        ("epochs = 5", "eta = 1.0", "eta: unexpected keyword"),
         ("n_val", "n_valid", "has no option"),
         ('"birdscapes"', '"birds"', "unknown dataset"),
         ('= "append"\n\n', '= "random"\n\n', "buys from 'random-0'"),
         ('method = "append"', 'method = "append"\nqueries-from = "caml"', "buys from"),
         ("seed = [0, 1]", "seed = [0, 0]", "lists 'upweight-0' twice"),
         ("seed = [0, 1]", "seed = []", "has an empty list: seed"),
-        ("size = 16", "size = [16, 32]", "has a list in option: size"),
+        ("seed = [0, 1]", "seed = -1", "has seed -1"),
+        ("size = 16", "size = [16, 32]", "--option size=[16, 32]"),
         ("n_val = 32", "n_val = 'many'", "--option n_val=many"),
         ('queries-from = "append"', 'queries-from = "append"\nrho = 0.6', "cannot buy from 'append-0'"),
         ('queries-from = "append"', 'queries-from = "append"\nstart = 41', "cannot buy from 'append-0'"),
@@ -134,6 +150,21 @@ def test_a_wrong_list_is_refused_before_anything_runs(tmp_path: Path, old: str, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["list.toml"]
 
 
+def test_a_list_as_the_world_writes_it(tmp_path: Path) -> None:
+    """With a byte order mark, true and false, numbers and lists for a loader."""
+    text = TINY.replace("n_val = 32", "n_val = 32, progress = false").replace(
+        "epochs = 5", "epochs = 5\nfrom-scratch = true"
+    )
+    plain = expand(write(tmp_path, text))
+    assert all(run.method.from_scratch and run.data.option["progress"] is False for run in plain)
+    (tmp_path / "list.toml").write_text(text, encoding="utf-8-sig")
+    assert expand(tmp_path / "list.toml") == plain
+    digits = ERM.replace("birdscapes", "dominoes").replace("size = 16", "classes = [3, 5]")
+    (run,) = expand(write(tmp_path, digits))
+    assert run.data.option["classes"] == [3, 5]
+    assert run.identity == expand(write(tmp_path, digits.replace("[3, 5]", '"3,5"')))[0].identity
+
+
 # ---- identity -----------------------------------------------------------------------------------------------
 
 
@@ -151,32 +182,33 @@ def test_identity_follows_settings_and_bought_labels_and_nothing_else(tmp_path: 
     assert not set(changed.values()) & set(first.values())
 
 
-def test_code_version_ignores_what_computes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(ROOT / "caml_core", tmp_path / "caml_core", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "caml_core" / "sweep.py"))
-    uncached: Callable[[str, str], str] = code_version.__wrapped__
+def test_corrected_data_of_your_own_are_other_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Content counts: names, labels and order; a folder that was moved is the same."""
+    table = own_pictures(tmp_path / "here")
+    text = OWN.format(path=table)
 
-    def versions() -> list[str]:
-        return [uncached("caml", "birdscapes"), uncached("hsfm", "birdscapes"), uncached("caml", "dominoes")]
+    def identities() -> set[str]:
+        return {run.identity for run in expand(write(tmp_path, text))}
 
-    def edit(name: str, old: str, new: str) -> None:
-        file = tmp_path / "caml_core" / name
-        assert old in file.read_text()
-        file.write_text(file.read_text().replace(old, new))
+    first = identities()
+    assert identities() == first
+    lines = table.read_text().splitlines()
+    for other in ([lines[0], *lines[:0:-1]], [line.replace("shore", "meadow") for line in lines]):
+        table.write_text("\n".join(other))
+        assert not identities() & first
+    table.write_text("\n".join(lines))
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    text = OWN.format(path=tmp_path / "there" / "labels.csv")
+    assert identities() == first
 
-    first = versions()
-    assert len(set(first)) == 3
-    edit("figures.py", "height", "width")
-    edit("sweep.py", "RETRIES = 3", "RETRIES = 4")
-    edit("__main__.py", "default settings; full", "full")
-    edit("active.py", "JTT_UPWEIGHT, JTT_SHARE = 10.0, 0.25", "JTT_UPWEIGHT, JTT_SHARE = (10.0, 0.25)  # a remark\n")
-    edit("active.py", '"""Active learning in rounds:', '"""In rounds:')
-    assert versions() == first
-    edit("data/dominoes.py", "import numpy", "import math\nimport numpy")
-    edit("hsfm.py", "import torch", "import math\nimport torch")
-    assert [a == b for a, b in zip(versions(), first)] == [True, False, False]
-    edit("acquisition.py", "import torch", "import math\nimport torch")
-    assert uncached("caml", "birdscapes") != first[0]
+
+def test_a_raised_revision_makes_its_own_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = {run.label: run.identity for run in expand(write(tmp_path, TINY))}
+    monkeypatch.setitem(REVISION, "caml", 2)
+    now = {run.label: run.identity for run in expand(write(tmp_path, TINY))}
+    assert {label for label in now if now[label] != first[label]} == {"caml-0", "caml-1"}
+    monkeypatch.setitem(REVISION, "birdscapes", 2)
+    assert not set(first.values()) & {run.identity for run in expand(write(tmp_path, TINY))}
 
 
 # ---- one after the other ------------------------------------------------------------------------------------
@@ -201,11 +233,15 @@ def test_records_are_those_of_run(serial: tuple[Path, list[dict[str, Any]]], tmp
     assert caml["provenance"]["gpus"] == 0
     assert 0 < 1 / runs_an_hour([caml]) < 0.1
     assert caml["provenance"]["command"].endswith("--queries-from append-0.json --device cpu --out caml-0.json")
+    (whole,) = read_records(folder / "caml-0.json")
+    assert "groups" in whole["metrics"]
     assert [len(r["queried"]) for r in records[0]["rounds"]] == [0, 8, 8]
     again = tmp_path / "again.json"
-    assert main(["run", *expand(file)[0].command, "--device", "cpu", "--out", str(again)]) == 0
+    append = expand(file)[0]
+    assert main([*words(append.method, append.data), "--device", "cpu", "--out", str(again)]) == 0
     (one,) = read_records(again)
     assert one["metrics"]["average"] == records[0]["metrics"]["average"]
+    assert one["identity"] == append.identity
 
 
 def test_what_is_finished_is_not_run_again(
@@ -215,9 +251,9 @@ def test_what_is_finished_is_not_run_again(
     out = tmp_path / "out.json"
     started: list[str] = []
 
-    def watched(runs: list[Run], *rest: Any, **more: Any) -> list[dict[str, Any]]:
-        started.extend(run.label for run in runs)
-        return execute(runs, *rest, **more)
+    def watched(run: Run, *rest: Any) -> dict[str, Any]:
+        started.append(run.label)
+        return execute(run, *rest)
 
     monkeypatch.setattr(module, "execute", watched)
     shutil.copy(file.parent / "out.json", out)  # the table alone, without its folder
@@ -230,46 +266,30 @@ def test_what_is_finished_is_not_run_again(
         sweep(write(tmp_path, TINY.replace("seed = [0, 1]", "seed = 0")), out)
 
 
-def test_seeds_of_a_setting_are_one_task(serial: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+def test_a_record_whose_settings_are_those_of_the_list_is_taken(serial: tuple[Path, Any], tmp_path: Path) -> None:
+    """It was made before runs had an identity, and says by its revision that the code found the same then."""
     file, records = serial
-    tasks = [[run.label for run in task] for task in bundles(expand(file), 2)]
-    assert tasks == [["append-0", "append-1"], ["upweight-0", "upweight-1"], ["caml-0", "caml-1"]]
-    assert [len(task) for task in bundles(expand(file), 1)] == [1] * 6
-    assert [len(task) for task in bundles(expand(write(tmp_path, ERM.replace("erm", "jtt") + "seed = [0, 1]")), 2)] == [
-        1,
-        1,
-    ]
-    out = tmp_path / "out.json"
-    made = sweep(file, out, address="serial", device="cpu", stack=2)
-    assert [numbers(record) for record in made] == [numbers(record) for record in records]
-    assert {record["provenance"]["stacked"] for record in made} == {2}
-    assert made[0]["identity"] == records[0]["identity"]
-    assert " --seed 0 1 " in made[3]["provenance"]["command"]
-    assert " --stack --queries-from append-0.json" in made[3]["provenance"]["command"]
-    assert [record["config"].get("queries_from") for record in made] == [
-        None,
-        None,
-        "append-0",
-        "append-0",
-        "append-1",
-        "append-1",
-    ]
-    assert sorted(path.name for path in (tmp_path / "out.json.work").glob("*.log")) == [
-        "append-0.log",
-        "caml-0.log",
-        "upweight-0.log",
-    ]
-    with pytest.raises(CamlError, match="--stack 0"):
-        sweep(file, out, stack=0)
+    old = [{k: v for k, v in record.items() if k != "identity"} for record in records]
+    write_records(tmp_path / "out.json", old)
+    assert sweep(file, tmp_path / "out.json", address="serial") == records
+    write_records(tmp_path / "out.json", [old[0] | {"config": old[0]["config"] | {"epochs": 4}}, *old[1:]])
+    with pytest.raises(CamlError, match="other settings"):
+        sweep(file, tmp_path / "out.json", address="serial")
 
 
-def numbers(record: dict[str, Any]) -> dict[str, Any]:
-    """What a run found, as far as rounding leaves it alone."""
-    return {
-        "queried": [r.get("queried") for r in record["rounds"]],
-        **{key: record["metrics"][key] for key in ("average", "worst_group")},
-        "epoch": record["selection"]["epoch"],
-    }
+def test_corrected_data_are_made_again(tmp_path: Path) -> None:
+    table = own_pictures(tmp_path / "birds")
+    file, out = write(tmp_path, OWN.format(path=table)), tmp_path / "out.json"
+    first = sweep(file, out, address="serial", device="cpu")
+    assert found(sweep(file, out, address="serial")) == found(first)
+    table.write_text(table.read_text().replace("shore", "meadow"))
+    (again,) = sweep(file, out, address="serial", device="cpu")
+    assert list(again["data"]["train_groups"])[1] == "finch, meadow"
+
+
+def test_two_sweeps_with_one_out(tmp_path: Path) -> None:
+    with module.alone(tmp_path / "out.json.work"), pytest.raises(CamlError, match="another command is at work"):
+        sweep(write(tmp_path, ERM), tmp_path / "out.json", address="serial")
 
 
 @pytest.mark.parametrize("where", ["table", "folder"])
@@ -277,16 +297,14 @@ def test_records_of_another_version_are_refused(serial: tuple[Path, Any], tmp_pa
     file, _ = serial
     out = tmp_path / "out.json"
     if where == "table":
-        out.write_text((file.parent / "out.json").read_text().replace('"code": "', '"code": "x'))
-        old = json.loads(out.read_text())
+        old = json.loads((file.parent / "out.json").read_text())
         for record in old:
-            del record["identity"]
+            del record["identity"], record["revision"]
         out.write_text(json.dumps(old))
     else:
-        text = (file.parent / "out.json.work" / "append-1.json").read_text()
-        (tmp_path / "out.json.work").mkdir()
-        (tmp_path / "out.json.work" / "append-1.json").write_text(re.sub('"(identity|code)": "', '"\\1": "x', text))
-    with pytest.raises(CamlError, match="another version of the code"):
+        (old,) = read_records(file.parent / "out.json.work" / "append-1.json")
+        write_records(tmp_path / "out.json.work" / "append-1.json", [old | {"identity": "other", "revision": 0}])
+    with pytest.raises(CamlError, match="another revision of the method"):
         sweep(file, out, address="serial")
     with pytest.raises(CamlError, match="other settings"):
         sweep(write(tmp_path, TINY.replace("epochs = 5", "epochs = 4")), file.parent / "out.json", address="serial")
@@ -300,8 +318,6 @@ BROKEN += "\n[[runs]]\nname = 'after'\nmethod = 'caml'\nstart = 1000\nqueries-fr
 def test_a_failing_run_stops_no_other_and_is_listed(
     serial: tuple[Path, list[dict[str, Any]]], tmp_path: Path, capsys: pytest.CaptureFixture[str], address: str
 ) -> None:
-    if address == "local":
-        require(find_spec("ray"), "Ray is not installed")
     file, out = write(tmp_path, BROKEN), tmp_path / "out.json"
     assert main(["sweep", str(file), "--out", str(out), "--address", address, "--device", "cpu"]) == 2
     said = capsys.readouterr()
@@ -347,20 +363,14 @@ def _no_cuda(*arguments: Any, **options: Any) -> None:
     raise RuntimeError("no CUDA here")
 
 
-def test_without_ray_a_cluster_is_refused_and_local_is_serial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
+def test_without_ray_a_cluster_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(CamlError, match="pip install"):
         sweep(write(tmp_path, ERM), tmp_path / "out.json", address="10.0.0.1:6379")
-    (record,) = sweep(write(tmp_path, ERM), tmp_path / "out.json", device="cpu")
-    assert record["run"] == "erm"
 
 
 class NoRay:
     """Stands for Ray on a machine with two cores and a GPU: notes what a task asks for, and makes none."""
-
-    exceptions = type("exceptions", (), {"RayError": RuntimeError})
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
@@ -372,26 +382,24 @@ class NoRay:
         self.asked.append(asked)
         return self
 
-    def remote(self, *call: Any, **more: Any) -> Any:
-        if not more:
+    def remote(self, *call: Any) -> Any:
+        if len(call) == 1:
             return self
-        self.asked.append(more)
-        return len(self.asked)
+        self.asked.append({"gpus": call[-1]})
+        return self
 
-    def wait(self, refs: list[Any]) -> tuple[list[Any], list[Any]]:
-        return refs[:1], refs[1:]
-
-    def get(self, ref: Any) -> Any:
-        return ({"failed": "no GPU", "log": ""},)
+    def future(self) -> Any:
+        done: Any = concurrent.futures.Future()
+        done.set_exception(RuntimeError("no GPU"))
+        return done
 
 
 def test_runs_that_share_a_gpu_may_be_more_than_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = NoRay()
-    monkeypatch.setattr(module, "_ray", lambda address: contextlib.nullcontext(ray))
-    monkeypatch.setattr(module, "_ray_is_installed", lambda: True)
+    monkeypatch.setattr(workers, "_ray", lambda address: contextlib.nullcontext(ray))
     for share, cores in ((0.25, 0.25), (1, 1), (None, 1)):
         with pytest.raises(CamlError, match="1 of 1 runs failed"):
-            sweep(write(tmp_path, ERM), tmp_path / "out.json", gpus_per_run=share)
+            sweep(write(tmp_path, ERM), tmp_path / "out.json", address="10.0.0.1:1", gpus_per_run=share)
         options, given = ray.asked[-2:]
         assert (options["num_cpus"], options["num_gpus"]) == (cores, share or 1)
         assert given["gpus"] == options["num_gpus"]
@@ -408,20 +416,63 @@ def test_hours_count_the_share_of_a_gpu_and_rates_the_clock() -> None:
     assert hours([record(0, 1, gpus=0, device="cpu"), record(0, 1)]) == {"CPU": 1, "GPU": 1}
 
 
-def test_a_full_disk_and_a_folder_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CamlError, match="cannot write"):
         sweep(write(tmp_path, ERM), tmp_path / "file" / "out.json")
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    with pytest.raises(CamlError, match="0 MB are free"):
-        sweep(write(tmp_path, ERM), tmp_path / "out.json")
 
 
-def test_another_version_on_a_machine_of_the_cluster_fails_there(tmp_path: Path) -> None:
-    (run,) = expand(write(tmp_path, ERM))
-    (outcome,) = execute([Run(run.name, 0, run.command, None, "old", run.identity)], tmp_path / "work", "cpu")
-    assert "another version of the code" in outcome["failed"]
+# ---- workers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_a_killed_worker_and_a_killed_sweep_lose_nothing(
+    serial: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    """A worker killed in the middle begins again from its checkpoint; workers end with their sweep."""
+    file, records = serial
+    command = [
+        sys.executable,
+        "-m",
+        "caml_core",
+        "sweep",
+        str(file),
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "out.json"),
+    ]
+    folder = tmp_path / "out.json.work"
+    identity = {run.label: run.identity for run in expand(file)}
+
+    def in_the_middle() -> int:
+        """Process of a run that has written a checkpoint and no record."""
+        while True:
+            assert child.poll() is None, "the sweep ended before anything was killed"
+            for log in folder.glob("*.log"):
+                begun = any(folder.glob(f"unfinished/{identity[log.stem]}/**/*.safetensors"))
+                if begun and not log.with_suffix(".json").exists():
+                    return int(re.findall(r"process (\d+)", log.read_text())[-1])
+            time.sleep(0.005)
+
+    for kill_all in (False, True):
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        worker = in_the_middle()
+        os.kill(child.pid if kill_all else worker, signal.SIGKILL)
+        if kill_all:
+            child.wait()
+            end = time.monotonic() + 20
+            while Path(f"/proc/{worker}").exists() and time.monotonic() < end:
+                time.sleep(0.05)
+            assert not Path(f"/proc/{worker}").exists(), "it has ended with its sweep"
+        else:
+            _, errors = child.communicate()
+            assert child.returncode == 0, errors
+            assert found(read_records(tmp_path / "out.json")) == found(records)
+            assert sum(log.read_text().count(", process ") for log in folder.glob("*.log")) == len(records) + 1
+            shutil.rmtree(folder)
+            (tmp_path / "out.json").unlink()
+    assert found(sweep(file, tmp_path / "out.json", device="cpu")) == found(records)
 
 
 # ---- two machines -------------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ import pytest
 from sample_book import ROOT
 
 from book import pairs
-from caml_core import published
 from caml_core.__main__ import main
-from caml_core.records import stored
+from caml_core.runs import tables as published
+from caml_core.runs.records import stored
 
 STORED = sorted(file.stem for file in (ROOT / "results").glob("*.json"))
 OF_RECORDS = ("07_caml", "09_caml_tables", "12_hsfm_tables", "16_active_hsfm")  # show stored numbers, a run a row
@@ -80,7 +80,7 @@ def test_an_unknown_table_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixt
 def test_broken_records_are_not_taken_for_missing_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "digits.json").write_text("[{")
-    monkeypatch.setattr("caml_core.records.__file__", str(tmp_path / "caml_core" / "records.py"))
+    monkeypatch.setattr("caml_core.runs.records.__file__", str(tmp_path / "caml_core" / "runs" / "records.py"))
     with pytest.raises(Exception, match="not a readable"):
         published.by_run("digits")
 

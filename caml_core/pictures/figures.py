@@ -9,21 +9,21 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
 import plotly.io as pio
 from PIL import Image
-from plotly.subplots import make_subplots
-from torch import Tensor
 
-from caml_core.book_renderer import PAGE_WIDTH, use_book_renderer
-from caml_core.errors import CamlError
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LABEL, ATTRIBUTE = "#0072B2", "#E69F00"
 MAJORITY, MINORITY = "#7A93AC", "#D55E00"
 CHANCE = "#8C8C8C"
+PAGE_WIDTH = 720  # pixels of a figure on a page
+GAP = 2  # pixels between the images of a contact sheet
 # One colour a method in the whole book (but for two that no figure shows beside those of another part).
 METHOD_COLOURS = {
     "append": "#7A7A7A",
@@ -37,27 +37,19 @@ METHOD_COLOURS = {
 }
 
 # On a telephone these would always cover the legend. To zoom, drag; to return, click twice.
-_BUTTONS = ["toimage", "sendcharttocloud", "zoom", "pan", "select", "lasso", "zoomin", "zoomout"]
-_BUTTONS += ["autoscale", "resetscale"]
+_BUTTONS = ["toimage", "sendcharttocloud", "zoom", "pan", "select", "lasso"]
+_BUTTONS += ["zoomin", "zoomout", "autoscale", "resetscale"]
 
+_AXIS = {"gridcolor": "rgba(128,128,128,.25)", "zerolinecolor": "rgba(128,128,128,.5)", "automargin": True}
 pio.templates["book"] = go.layout.Template(
     layout={
         "colorway": ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"],
         "font": {"family": "system-ui, sans-serif", "size": 14, "color": "#3b4048"},
-        "title": {"font": {"size": 16}, "x": 0, "xref": "paper", "xanchor": "left"},
+        "title": {"font": {"size": 16}, "x": 0, "xref": "paper", "y": 1, "yanchor": "top", "pad": {"t": 10}},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "xaxis": {
-            "gridcolor": "rgba(128,128,128,.25)",
-            "zerolinecolor": "rgba(128,128,128,.5)",
-            "automargin": True,
-        },
-        "yaxis": {
-            "gridcolor": "rgba(128,128,128,.25)",
-            "zerolinecolor": "rgba(128,128,128,.5)",
-            "automargin": True,
-            "title": {"standoff": 8},  # beside the tick labels, never among them
-        },
+        "xaxis": _AXIS,
+        "yaxis": {**_AXIS, "title": {"standoff": 8}},  # beside the tick labels, never among them
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         "margin": {"l": 60, "r": 60, "t": 60, "b": 50},
         "modebar": {"remove": _BUTTONS},
@@ -67,45 +59,24 @@ pio.templates["book"] = go.layout.Template(
 
 
 def use_book_style() -> None:
-    """Show every figure of this notebook in the book's style, small and without outside requests."""
-    use_book_renderer()
+    """Draw every figure of this notebook in the book's style."""
     pio.templates.default = "book"
 
 
-def contact_sheet(images: Tensor, *, columns: int, pad: int = 2) -> np.ndarray:
-    """Images in rows, with clear gaps between them: uint8 (N, 3, H, W) to uint8 (height, width, 4).
-
-    Args:
-        columns: images in a row.
-        pad: pixels between two images.
-    """
+def contact_sheet(images: Tensor, *, columns: int) -> np.ndarray:
+    """Images in rows, with clear gaps of two pixels: uint8 (N, 3, H, W) to uint8 (height, width, 4)."""
     n, _, h, w = images.shape
     rows = -(-n // columns)
-    sheet = np.zeros((rows * (h + pad) - pad, columns * (w + pad) - pad, 4), np.uint8)
-    for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        y, x = (i // columns) * (h + pad), (i % columns) * (w + pad)
-        sheet[y : y + h, x : x + w, :3] = image
-        sheet[y : y + h, x : x + w, 3] = 255
-    return sheet
+    cells = np.zeros((rows * columns, h + GAP, w + GAP, 4), np.uint8)
+    cells[:n, :h, :w, :3] = images.permute(0, 2, 3, 1).numpy()
+    cells[:n, :h, :w, 3] = 255
+    sheet = cells.reshape(rows, columns, h + GAP, w + GAP, 4).swapaxes(1, 2)
+    return sheet.reshape(rows * (h + GAP), columns * (w + GAP), 4)[:-GAP, :-GAP]
 
 
-def image_grid(
-    images: Tensor,
-    *,
-    columns: int,
-    title: str,
-    labels: Sequence[str] | None = None,
-    pad: int = 2,
-) -> go.Figure:
-    """A contact sheet as one picture.
-
-    Args:
-        images: uint8 (N, 3, H, W).
-        columns: images in a row.
-        labels: one short text for each row of the sheet, written at its left.
-        pad: pixels between two images.
-    """
-    return _label_rows(picture(contact_sheet(images, columns=columns, pad=pad), title=title), labels)
+def image_grid(images: Tensor, *, columns: int, title: str, labels: Sequence[str] | None = None) -> go.Figure:
+    """A contact sheet of uint8 (N, 3, H, W) as one picture; labels: one short text for each row, at its left."""
+    return _label_rows(picture(contact_sheet(images, columns=columns), title=title), labels)
 
 
 def picture(pixels: np.ndarray, *, title: str) -> go.Figure:
@@ -136,17 +107,7 @@ def picture_slider(
         labels: one a picture, shown above the slider after `prefix`.
         rows: one short text for each row of a contact sheet, written at its left.
         start: the picture shown first.
-
-    Raises:
-        CamlError: pictures of several shapes, none at all, or not one label for each.
     """
-    shapes = {pixels.shape for pixels in pictures}
-    if len(shapes) != 1 or len(labels) != len(pictures):
-        raise CamlError(
-            what=f"{len(labels)} labels for {len(pictures)} pictures of shapes {sorted(shapes)}",
-            expected="one label a picture, and pictures of one shape",
-            remedy="make all pictures with the same number of rows and columns",
-        )
     figure = _label_rows(picture(pictures[start], title=title), rows)
     n, height = len(pictures), pictures[0].shape[0]
     figure.layout.images = [{**_layer(pixels), "visible": i == start} for i, pixels in enumerate(pictures)]
@@ -184,33 +145,6 @@ def _label_rows(figure: go.Figure, labels: Sequence[str] | None) -> go.Figure:
     return figure.update_layout(height=min(700, round(60 + room * height / width)))
 
 
-def evidence(images: Sequence[Tensor], heats: Sequence[Tensor], names: Sequence[str], *, title: str) -> go.Figure:
-    """Pictures, each above the map of its evidence; all maps share one scale.
-
-    Args:
-        images: uint8 (3, H, H).
-        heats: float (n, n), evidence on an even grid over the picture.
-        names: of the pictures.
-    """
-    titles = [*names, *("its evidence" for _ in names)]
-    figure = make_subplots(2, len(names), subplot_titles=titles, horizontal_spacing=0.03, vertical_spacing=0.12)
-    reach = max(float(heat.abs().max()) for heat in heats)
-    scale = {"title": "margin", "nticks": 3}
-    for i, (image, heat) in enumerate(zip(images, heats)):
-        side, n, column = image.shape[-1], len(heat), i + 1
-        centres = (np.arange(n) + 0.5) * side / n
-        colours = {"colorscale": "RdBu_r", "zmin": -reach, "zmax": reach, "colorbar": scale}
-        figure.add_layout_image({**_layer(image.permute(1, 2, 0).numpy()), "xref": f"x{column}", "yref": f"y{column}"})
-        points = go.Scatter(x=[0, side], y=[0, side], mode="markers", marker_opacity=0, hoverinfo="skip")
-        figure.add_trace(points, 1, column)
-        figure.add_trace(go.Heatmap(z=heat, x=centres, y=centres, showscale=i == 0, **colours), 2, column)
-        for row, axis in ((1, column), (2, len(names) + column)):
-            fixed = {"visible": False, "fixedrange": True, "constrain": "domain", "row": row, "col": column}
-            figure.update_xaxes(range=[0, side], **fixed)
-            figure.update_yaxes(range=[side, 0], scaleanchor=f"x{axis}", **fixed)
-    return figure.update_layout(showlegend=False, height=560, title=title, margin={"l": 10, "r": 10, "b": 10})
-
-
 def data_uri(pixels: np.ndarray, kind: str = "PNG") -> str:
     """A picture as a data address, "PNG" or (much smaller) "JPEG" or "WEBP": no file, no request."""
     stream = io.BytesIO()
@@ -226,29 +160,19 @@ def group_bars(metrics: Mapping[str, Any], *, title: str, minority: Sequence[boo
         minority: for each group, whether it is a minority group.
         chance: percent.
     """
-    groups = metrics["groups"]
-    values = [group["value"] for group in groups]
-    names = [
-        group["name"].replace(", ", "<br>") + ("" if value is None else f"<br><b>{value:.0f}%</b>")
-        for group, value in zip(groups, values)
-    ]
     figure = go.Figure(layout={"title": title, "yaxis": {"title": "accuracy (%)", "range": [0, 104]}})
-    for name, colour, wanted in (("majority group", MAJORITY, False), ("minority group", MINORITY, True)):
-        rows = [i for i, is_minority in enumerate(minority) if is_minority == wanted and values[i] is not None]
-        figure.add_trace(
-            go.Bar(
-                name=name,
-                x=[names[i] for i in rows],
-                y=[values[i] for i in rows],
-                marker_color=colour,
-                error_y={
-                    "array": [groups[i]["high"] - values[i] for i in rows],
-                    "arrayminus": [values[i] - groups[i]["low"] for i in rows],
-                },
-            )
-        )
+    bars = [
+        (f"{group['name'].replace(', ', '<br>')}<br><b>{group['value']:.0f}%</b>", group, rare)
+        for group, rare in zip(metrics["groups"], minority)
+    ]
+    for kind, colour, wanted in (("majority group", MAJORITY, False), ("minority group", MINORITY, True)):
+        names, groups, _ = zip(*(bar for bar in bars if bar[2] == wanted))
+        up, down = ([abs(group[end] - group["value"]) for group in groups] for end in ("high", "low"))
+        values = [group["value"] for group in groups]
+        error = {"array": up, "arrayminus": down}
+        figure.add_bar(name=kind, x=names, y=values, marker_color=colour, error_y=error)
     figure.update_xaxes(title={"text": "group", "standoff": 15}, tickangle=0, tickfont_size=11)
-    figure.update_xaxes(categoryorder="array", categoryarray=names)
+    figure.update_xaxes(categoryorder="array", categoryarray=[name for name, *_ in bars])
     return add_chance(figure, chance)
 
 
@@ -271,51 +195,22 @@ def interval_rows(
 
     Args:
         found: for each of up to three names of the legend (which one alone does not get), the rows from the top down,
-            the same in all: `mean`, `low`, `high`, such as from `caml_core.records.paired_difference`.
+            the same in all: `mean`, `low`, `high`, such as from `caml_core.runs.records.paired_difference`.
         colours: of the names of the legend.
     """
     figure = go.Figure()
     for i, (name, rows) in enumerate(found.items()):
         mean, low, high = ([row[key] for row in rows.values()] for key in ("mean", "low", "high"))
-        figure.add_scatter(
-            x=mean,
-            y=list(range(len(rows))),
-            name=name,
-            mode="markers",
-            marker={"size": 10, "color": colours[name], "symbol": ("circle", "diamond", "square")[i]},
-            error_x={"array": np.subtract(high, mean).tolist(), "arrayminus": np.subtract(mean, low).tolist()},
-        )
+        marker = {"size": 10, "color": colours[name], "symbol": ("circle", "diamond", "square")[i]}
+        error = {"array": np.subtract(high, mean).tolist(), "arrayminus": np.subtract(mean, low).tolist()}
+        figure.add_scatter(x=mean, y=list(range(len(rows))), name=name, mode="markers", marker=marker, error_x=error)
     for i, row in enumerate(rows):
         at = {"x": 0, "xref": "paper", "xanchor": "left", "y": i, "yshift": 18, "showarrow": False}
         figure.add_annotation(text=row, font_size=13, **at)
     figure.add_vline(x=0, line_color=CHANCE)
     figure.update_yaxes(visible=False, range=[len(rows) - 0.5, -0.8])
-    return figure.update_layout(
-        title=title, xaxis_title=x_title, height=110 + 46 * len(rows), margin={"l": 10, "r": 10}
-    )
-
-
-def accuracy_curves(history: Sequence[Mapping[str, Any]], *, title: str, chance: float) -> go.Figure:
-    """Majority and minority accuracy over epochs: lines on the validation split, dots on the training split."""
-    epochs = [epoch["epoch"] for epoch in history]
-    figure = go.Figure(
-        layout={
-            "title": title,
-            "xaxis": {"title": "epoch"},
-            "yaxis": {"title": "accuracy (%)", "range": [0, 104]},
-        }
-    )
-    for name, colour in (("majority", MAJORITY), ("minority", MINORITY)):
-        curves = {
-            "validation": [epoch["val"][name]["value"] for epoch in history],
-            "training": [epoch[f"train_{name}"] for epoch in history],
-        }
-        for split, values in curves.items():
-            style = {"mode": "lines+markers", "line": {"color": colour}}
-            if split == "training":
-                style = {"mode": "markers", "marker": {"color": colour, "symbol": "circle-open", "size": 9}}
-            figure.add_trace(go.Scatter(x=epochs, y=values, name=f"{name}, {split}", **style))
-    return add_chance(figure, chance)
+    how = {"height": 110 + 46 * len(rows), "margin": {"l": 10, "r": 10}}
+    return figure.update_layout(title=title, xaxis_title=x_title, **how)
 
 
 def curves_with_band(
@@ -333,31 +228,16 @@ def curves_with_band(
         curves: for each name float (seeds, len(x)); with one seed there is no band.
         colours: of the names; default `METHOD_COLOURS`, then the template's.
     """
-    figure = go.Figure()
-    palette = list(pio.templates["book"].layout.colorway)
+    figure, x = go.Figure(), list(x)
+    palette = pio.templates["book"].layout.colorway
     for i, (name, values) in enumerate(curves.items()):
         colour = {**METHOD_COLOURS, **(colours or {})}.get(name, palette[i % len(palette)])
         mean = np.mean(values, axis=0)
         if len(values) > 1:
             spread = np.std(values, axis=0, ddof=1)
-            figure.add_scatter(
-                x=[*x, *list(x)[::-1]],
-                y=[*(mean + spread), *(mean - spread)[::-1]],
-                mode="lines",
-                fill="toself",
-                fillcolor=colour,
-                opacity=0.15,
-                line={"width": 0},
-                hoverinfo="skip",
-                showlegend=False,
-                legendgroup=name,
-            )
-        figure.add_scatter(
-            x=list(x),
-            y=mean.tolist(),
-            name=name,
-            mode="lines+markers",
-            line={"color": colour, "width": 2.5},
-            legendgroup=name,
-        )
+            edge = [*(mean + spread), *(mean - spread)[::-1]]
+            quiet = {"hoverinfo": "skip", "showlegend": False, "legendgroup": name, "line_width": 0, "mode": "lines"}
+            figure.add_scatter(x=[*x, *x[::-1]], y=edge, fill="toself", fillcolor=colour, opacity=0.15, **quiet)
+        line = {"color": colour, "width": 2.5}
+        figure.add_scatter(x=x, y=mean.tolist(), name=name, mode="lines+markers", line=line, legendgroup=name)
     return figure.update_layout(title=title, xaxis_title=x_title, yaxis_title=y_title)

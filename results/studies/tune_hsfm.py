@@ -1,6 +1,6 @@
 """Settings of HSFM for a new dataset, without its test split: other draws of birdscapes, results/tune_hsfm.json.
 
-python benchmarks/tune_hsfm.py
+python results/studies/tune_hsfm.py
 
 The published settings of HSFM belong to a ResNet-50 and to four datasets. For another one they are chosen as DFR
 chooses its penalty: the validation split is cut in two halves with equal groups, HSFM takes its hard set and its epoch
@@ -19,14 +19,15 @@ from typing import Any
 
 import torch
 
-from caml_core.backbones import backbone
 from caml_core.data import load
 from caml_core.device import pick_device
 from caml_core.features import extract_features, standardise
-from caml_core.heads import erm_head, halves
-from caml_core.hsfm import PUBLISHED, hsfm, scaled
+from caml_core.hsfm import hsfm
+from caml_core.hsfm_settings import PUBLISHED, scaled
+from caml_core.last_layer import erm_head, halves
 from caml_core.metrics import group_metrics
-from caml_core.records import provenance, write_records
+from caml_core.networks import backbone
+from caml_core.runs.records import provenance, write_records
 
 DATA = {
     "size": 64,
@@ -68,11 +69,11 @@ def main() -> None:
                 config = {"support": support, "hard": hard, "alpha": alpha, "eta": eta}
                 metrics = group_metrics(judge.x @ found.weight[i].cpu().T + found.bias[i].cpu(), judge)
                 records.append(
-                    record(seed, config, metrics, provenance(device, wall, "python benchmarks/tune_hsfm.py"))
+                    record(seed, config, metrics, provenance(device, wall, "python results/studies/tune_hsfm.py"))
                 )
             start = time.perf_counter()
             print(f"seed {seed}, support {support}, hard {hard}: done", file=sys.stderr)
-    write_records(Path("results/tune_hsfm.json"), records)
+    write_records(Path(__file__).parent.parent / "tune_hsfm.json", records)
     by_config: dict[str, list[float]] = {}
     for one in records:
         by_config.setdefault(one["run"], []).append(one["metrics"]["worst_group"]["value"])

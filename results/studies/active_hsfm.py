@@ -1,6 +1,6 @@
 """Active HSFM against its controls at equal label budgets, on frozen features: results/active_hsfm.json (chapter 16).
 
-python benchmarks/active_hsfm.py
+python results/studies/active_hsfm.py
 
 A budget of B labels is B/2 drawn at random, D_0, and five batches of B/10, Q_1..Q_5, queried by a plain linear head.
 All methods get these labels and no other: no validation split chooses an epoch, the last one counts. Settings are
@@ -23,20 +23,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caml_core.active import Plan, run_active
+from caml_core.active import run_active
 from caml_core.active_hsfm import active_hsfm, round_tasks
-from caml_core.backbones import Backbone, backbone
 from caml_core.data import load
-from caml_core.data.dataset import GroupDataset
 from caml_core.device import pick_device, seeded, stream_seed
 from caml_core.features import extract_features, standardise
-from caml_core.head_runs import keep_labels
-from caml_core.heads import Head, balanced_rows, descend, dfr
-from caml_core.hsfm import PUBLISHED, scaled
+from caml_core.groups import GroupDataset
+from caml_core.heads import dfr
+from caml_core.hsfm_settings import PUBLISHED, scaled
+from caml_core.last_layer import Head, balanced_rows, descend
 from caml_core.metrics import group_metrics
-from caml_core.records import git_commit, provenance, read_records, write_records
+from caml_core.networks import Backbone, backbone
+from caml_core.round import Acquisition, Plan
+from caml_core.runs.records import git_commit, provenance, read_records, write_records
+from caml_core.runs.run import keep_labels
 
-FILE = Path(__file__).parent.parent / "results" / "active_hsfm.json"
+FILE = Path(__file__).parent.parent / "active_hsfm.json"
 DATASETS: dict[str, dict[str, Any]] = {
     "dominoes": {"rho": 0.9},
     "birdscapes": {"rho": 0.95, "size": 64, "n_train": 3000, "n_val": 800, "n_test": 1200},
@@ -44,7 +46,7 @@ DATASETS: dict[str, dict[str, Any]] = {
 BUDGETS, ROUNDS, SEEDS = (100, 200, 400, 800, 1600), 5, range(5)
 TUNE_SEED, TUNE_RUNS = 100, ((200, 100), (800, 101))  # one draw of the data; (budget, draw of the first labels)
 TUNE_SIZES = {"dominoes": {"n_train": 4000, "n_val": 1000, "n_test": 100}, "birdscapes": {"n_test": 100}}
-ASK = Plan("append", epochs=20, lr=1e-3, batch_size=128, rounds=ROUNDS, select="last")  # trains theta_0, and queries
+ASK = Plan(method="append", epochs=20, lr=1e-3, batch_size=128, rounds=ROUNDS, select="last")  # trains theta_0, asks
 
 
 def grid(**values: tuple[Any, ...]) -> list[dict[str, Any]]:
@@ -100,7 +102,7 @@ class Bought(NamedTuple):
     seed: int
 
 
-def buy(dataset: str, seed: int, budget: int, acquisition: str, draw: int) -> tuple[Bought, list[float]]:
+def buy(dataset: str, seed: int, budget: int, acquisition: Acquisition, draw: int) -> tuple[Bought, list[float]]:
     """Query in rounds by a plain head; also the minority share of each batch, percent."""
     pool, val, _ = features(dataset, seed)
     plan = dataclasses.replace(ASK, acquisition=acquisition, start=budget // 2, query=budget // 2 // ROUNDS)
@@ -135,7 +137,7 @@ def train(method: str, bought: Bought, how: dict[str, Any]) -> Head | None:
     """The head that a method makes of these labels, or of the fair ones; None where a group lacks the labels for it."""
     pool, sets, seed = bought.pool, bought.sets, bought.seed
     if method in ("append", "upweight", "caml"):
-        plan = dataclasses.replace(ASK, method=method, start=len(sets[0]), query=len(sets[1]), **how)
+        plan = dataclasses.replace(ASK, method=method, start=len(sets[0]), query=len(sets[1]), **how)  # type: ignore[arg-type]
         queries = [rows.tolist() for rows in sets[1:]]
         return active(pool, sets[0], plan, seed, queries=queries, first_round=ROUNDS)[0][0]
     if method.endswith("same groups"):
@@ -198,7 +200,7 @@ def score(head: Head | None, split: GroupDataset) -> dict[str, float | None]:
     return {name: round(found[name]["value"], 3) if head else None for name in names}
 
 
-def tune(dataset: str, acquisition: str) -> dict[str, Any]:
+def tune(dataset: str, acquisition: Acquisition) -> dict[str, Any]:
     """Validation scores of every setting on the draw that is used for nothing else; the best by mean WGA."""
     tried: dict[str, list[dict[str, Any]]] = {}
     chosen = {}
@@ -218,7 +220,7 @@ def tune(dataset: str, acquisition: str) -> dict[str, Any]:
     return {"metrics": tried, "config": {"chosen": chosen, "budgets": [budget for budget, _ in TUNE_RUNS]}}
 
 
-def evaluate(dataset: str, acquisition: str, seed: int, chosen: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def evaluate(dataset: str, acquisition: Acquisition, seed: int, chosen: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Test scores of every method at every budget: `metrics[method][name]` is a list, one value a budget."""
     pool, _, test = features(dataset, seed)
     scores: dict[str, list[dict[str, float | None]]] = {method: [] for method in chosen}
@@ -238,7 +240,7 @@ def evaluate(dataset: str, acquisition: str, seed: int, chosen: dict[str, dict[s
 def main() -> int:
     records = [r for r in read_records(FILE) if r["provenance"]["commit"] == git_commit()] if FILE.exists() else []
 
-    def run(method: str, dataset: str, acquisition: str, seed: int, make: Any) -> dict[str, Any]:
+    def run(method: str, dataset: str, acquisition: Acquisition, seed: int, make: Any) -> dict[str, Any]:
         key = {"method": method, "dataset": dataset, "acquisition": acquisition, "seed": seed}
         done = [record for record in records if all(record[k] == v for k, v in key.items())]
         if done:
@@ -248,7 +250,7 @@ def main() -> int:
         made = make()
         seconds = time.perf_counter() - start
         print(f"{seconds:.0f} s", flush=True)
-        provenance_ = provenance(torch.device("cpu"), seconds, "python benchmarks/active_hsfm.py")
+        provenance_ = provenance(torch.device("cpu"), seconds, "python results/studies/active_hsfm.py")
         records.append({**key, **made, "provenance": provenance_})
         write_records(FILE, records)
         return records[-1]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from caml_core.data.scenery import Attributes
 from caml_core.errors import CamlError
-from caml_core.tiny_clip import Clip, zero_shot
+from caml_core.pictures.clip import Clip, zero_shot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,16 +35,11 @@ class ClipSpace:
     def fit(cls, embeddings: Tensor, keep: float = 0.999) -> ClipSpace:
         """From unit embeddings (N, width): the fewest principal directions with a share `keep` of the variance.
 
-        Raises:
-            CamlError: NaN, or embeddings that are not of unit length.
+        `CamlError` on embeddings that are not of length 1.
         """
-        norms = embeddings.norm(dim=1)
-        if not bool(((norms - 1).abs() < 1e-3).all()):  # false for NaN, too
-            raise CamlError(
-                what=f"embeddings of length {float(norms.min()):.3g} to {float(norms.max()):.3g}",
-                expected="finite embeddings of length 1",
-                remedy="use caml_core.tiny_clip.embed_images, or divide each by its length",
-            )
+        off = float((embeddings.norm(dim=1) - 1).abs().max())
+        if not off < 1e-3:  # nor is NaN
+            raise CamlError(f"embeddings whose length is off by {off:.3g}", "length 1", "divide each by its length")
         mean = embeddings.mean(dim=0)
         _, s, vh = torch.linalg.svd(embeddings - mean, full_matrices=False)
         share = s.square().cumsum(0) / s.square().sum()
@@ -70,29 +65,18 @@ def along(moves: Tensor, direction: Tensor) -> Tensor:
 
 
 def turn(start: Tensor, towards: Tensor, angle: Tensor) -> Tensor:
-    """Points on the sphere: from start along the great circle to another point.
+    """Points on the sphere, (..., width): from unit embeddings along the great circle to points of any length.
 
-    Args:
-        start: unit embeddings (..., width).
-        towards: points (..., width), of any length.
-        angle: radians (...); the angle between the two leads all the way.
-
-    Returns:
-        (..., width), of length 1.
+    `angle` is in radians (...); the angle between the two leads all the way.
     """
     tangent = F.normalize(towards - (towards * start).sum(-1, keepdim=True) * start, dim=-1)
     return angle[..., None].cos() * start + angle[..., None].sin() * tangent
 
 
 def random_moves(space: ClipSpace, before: Tensor, lengths: Tensor, seed: int) -> Tensor:
-    """A control for edits: unit embeddings as far from `before` as the edits went, in random directions of the space.
+    """A control for edits: as far from the unit embeddings `before` (..., width), along random great circles.
 
-    Args:
-        before: unit embeddings (..., width).
-        lengths: (...), straight-line distances |after - before| of the edits, below 2.
-
-    Returns:
-        (..., width), of length 1: along the great circle that starts in a random direction of the space.
+    `lengths` (...) are the straight-line distances |after - before| of the edits, below 2. Returns (..., width).
     """
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randn(*before.shape[:-1], space.directions.shape[1], generator=generator)
@@ -101,11 +85,7 @@ def random_moves(space: ClipSpace, before: Tensor, lengths: Tensor, seed: int) -
 
 
 def flips(clip: Clip, before: Tensor, after: Tensor) -> dict[str, Tensor]:
-    """For each attribute of birdscapes: whether its zero-shot reading changed, bool (N,).
-
-    Args:
-        before, after: unit embeddings (N, width) of the same N things.
-    """
+    """For each attribute of birdscapes: whether the reading of unit embeddings (N, width) changed, bool (N,)."""
     both = torch.cat([before, after])
     readings = {name: zero_shot(clip, both, name).chunk(2) for name in Attributes._fields}
     return {name: then != now for name, (then, now) in readings.items()}

@@ -3,7 +3,7 @@
 unCLIP (Ramesh et al., arXiv 2204.06125) trains p(image | CLIP embedding). Ours works on pixels, 48 x 48, folded 3 x 3
 into 27 channels of 16 x 16; its U-Net is diffusers' own. As in Stable unCLIP the embedding is normalised, may be noised
 (level 0 to 999, told to the network), and enters through the class-embedding projection. The call takes
-`image_embeds=` as StableUnCLIPImg2ImgPipeline does, so `caml_core.unclip.decode` serves both.
+`image_embeds=` as StableUnCLIPImg2ImgPipeline does, so `caml_core.pictures.unclip.decode` serves both.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from diffusers import (
     ModelMixin,
     UNet2DConditionModel,
 )
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from caml_core.errors import CamlError
-from caml_core.tiny_clip import WIDTH
+from caml_core.pictures.clip import WIDTH
+from caml_core.store import load_checkpoint
 
-WEIGHTS = Path(__file__).parent / "weights" / "tiny_unclip.safetensors"
+WEIGHTS = Path(__file__).parent.parent / "weights" / "tiny_unclip.safetensors"
 FOLD = 3  # pixels of a 3 x 3 block become channels
 IMAGE_SIZE = 48
 LATENT = (3 * FOLD**2, IMAGE_SIZE // FOLD, IMAGE_SIZE // FOLD)
@@ -119,27 +120,19 @@ class TinyUnCLIPPipeline(DiffusionPipeline):
         noise_level: int = 0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-    ) -> Any:
+        output_type: str = "pt",
+    ) -> ImagePipelineOutput:
         """Pictures of embeddings (N, width) of unit length.
 
         Args:
-            num_inference_steps: denoising steps.
             guidance_scale: how far to go beyond the unconditional prediction, v0 + w (v - v0); 1 is none. The default
                 is what validation chose (see the card).
             noise_level: 0 to 999, noise added to the normalised embedding first.
             generator: of all random numbers; a list gives one to each picture.
             latents: initial noise (N, 27, 16, 16) in place of what `generator` would draw.
-            output_type: "pil", "np" (N, 48, 48, 3) or "pt" (N, 3, 48, 48), these two in [0, 1].
+            output_type: "pt" (N, 3, 48, 48), "np" (N, 48, 48, 3), both in [0, 1], or "pil".
         """
         n, device, dtype = len(image_embeds), self.unet.device, self.unet.dtype
-        if image_embeds.ndim != 2 or image_embeds.shape[1] != WIDTH:
-            raise CamlError(
-                what=f"embeddings of shape {tuple(image_embeds.shape)}",
-                expected=f"(N, {WIDTH}), as the tiny CLIP makes them",
-                remedy="embed the images with the CLIP that belongs to this decoder",
-            )
         draw: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}
         level = torch.full((n,), noise_level, device=device)
         noise = randn_tensor((n, WIDTH), **draw)  # drawn at level 0, too: the level must not change the next draw
@@ -156,11 +149,8 @@ class TinyUnCLIPPipeline(DiffusionPipeline):
                 unconditional, conditional = v.chunk(2)
                 v = unconditional + guidance_scale * (conditional - unconditional)
             x = self.scheduler.step(v, t, x).prev_sample
-        images: Any = (F.pixel_shuffle(x.float(), FOLD) / 2 + 0.5).clamp(0, 1)
-        if output_type != "pt":
-            arrays = images.cpu().permute(0, 2, 3, 1).numpy()
-            images = self.numpy_to_pil(arrays) if output_type == "pil" else arrays
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        folded = F.pixel_shuffle(x.float(), FOLD)
+        return ImagePipelineOutput(images=VaeImageProcessor().postprocess(folded, output_type=output_type))
 
 
 def build_pipeline(unet: UNet2DConditionModel, normaliser: Normaliser) -> TinyUnCLIPPipeline:
@@ -174,20 +164,11 @@ def load_tiny_unclip(device: str | torch.device = "cpu", weights: Path = WEIGHTS
     """The decoder that comes with the book, in float32.
 
     Raises:
-        CamlError: weights that are missing, broken or of another model.
+        CamlError, RuntimeError: weights that are missing, broken or of another model.
     """
-    from caml_core.store import load_checkpoint
-
     tensors, _ = load_checkpoint(weights)
     unet, normaliser = build_unet(), Normaliser()
-    try:
-        for part, module in (("unet/", unet), ("normaliser/", normaliser)):
-            state = {key.removeprefix(part): value.float() for key, value in tensors.items() if key.startswith(part)}
-            module.load_state_dict(state)
-    except RuntimeError as error:
-        raise CamlError(
-            what=f"{weights} does not hold a tiny unCLIP: {str(error).splitlines()[1].strip()}",
-            expected="the file of this version of the package",
-            remedy="install the package again, or train one: python -m caml_core train-tiny unclip",
-        ) from error
+    for part, module in (("unet/", unet), ("normaliser/", normaliser)):
+        state = {key.removeprefix(part): value.float() for key, value in tensors.items() if key.startswith(part)}
+        module.load_state_dict(state)
     return build_pipeline(unet.to(device), normaliser.to(device))

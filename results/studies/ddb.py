@@ -31,13 +31,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caml_core.backbones import Backbone
 from caml_core.dac import BATCH, put_head, retrain
-from caml_core.data.dataset import GroupDataset
 from caml_core.device import stream_seed
 from caml_core.errors import CamlError
 from caml_core.features import extract_features, standardise
-from caml_core.heads import Head, best_of, check_grid, erm_head, noted
+from caml_core.groups import GroupDataset
+from caml_core.last_layer import Head, best_of, erm_head, noted
+from caml_core.networks import Backbone
 
 SEGMENTER = "CIDAS/clipseg-rd64-refined"
 INPAINTER = "sd2-community/stable-diffusion-2-inpainting"  # a copy; Stability AI took its own off the Hub
@@ -159,7 +159,7 @@ def ddb(
     gammas: Sequence[float] = (1.0, 3.0, 10.0),
     steps: int = 50,
     epochs: int = 50,
-    select: str = "worst_group",
+    select: Any = "worst_group",
 ) -> tuple[Head, GroupDataset]:
     """Retrain the last layer on original and painted training images. Uses no training group label.
 
@@ -188,7 +188,6 @@ def ddb(
             expected="images (N, 3, H, W), one word for each class, at least one picture and one step",
             remedy="correct the setting",
         )
-    check_grid("gammas", gammas)
     scaled, scaled_val = standardise(train, val)
     erm = erm_head(scaled, scaled_val, seed=seed, device=device)
     put_head(erm, network, train.x)

@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,26 +19,35 @@ from caml_core import store
 from caml_core.device import device_name
 from caml_core.errors import CamlError
 
+Record = dict[str, Any]
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy", "pyarrow", "caml_core")
+METRICS = {"worst_group": "WGA", "average": "average", "minority": "minority"}  # those that tables show
 REQUIRED = ("method", "dataset", "seed", "metrics", "config", "provenance")
 
 
-def provenance(device: torch.device, seconds: float, command: str | None = None) -> dict[str, Any]:
+def provenance(device: torch.device, seconds: float, command: str = "python -m caml_core") -> Record:
     """Command, commit, date, device, versions and wall time (seconds) of a run."""
     return {
-        "command": command or "python -m caml_core " + " ".join(sys.argv[1:]),
+        "command": command,
         "commit": git_commit(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "device": device_name(device),
         "wall_seconds": round(seconds, 2),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 @functools.cache
 def git_commit() -> str:
     """Commit of the checkout that holds this package, with `+changes` when files differ; "unknown" outside git."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True).stdout
@@ -51,12 +59,12 @@ def git_commit() -> str:
         return "unknown"
 
 
-def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
+def write_records(path: Path, records: Sequence[Record]) -> None:
     """Write a JSON list, one record a run, atomically."""
     store.write_text(path, json.dumps(list(records), indent=1) + "\n")
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path) -> list[Record]:
     """Read a JSON list of records.
 
     Raises:
@@ -80,30 +88,58 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def stored(name: str) -> list[dict[str, Any]]:
-    """The committed records `results/NAME.json`, from the checkout or from the installed package."""
-    beside = Path(__file__).parent.parent / "results" / f"{name}.json"
+def result(name: str) -> Path | None:
+    """A file of the folder `results`, in the checkout or installed with the package; None where there is none."""
+    beside = Path(__file__).parents[2] / "results" / name
     if beside.exists():
-        return read_records(beside)
-    for file in importlib.metadata.files("caml_core") or []:
-        if file.name == f"{name}.json":
-            return read_records(Path(str(file.locate())))
-    raise CamlError(
-        what=f"no stored results {name!r}",
-        expected="a file results/NAME.json in the repository",
-        remedy="check the spelling",
-    )
+        return beside
+    ours = importlib.metadata.files("caml_core") or []
+    return next((Path(str(f.locate())) for f in ours if f.as_posix().endswith(f"caml_core/results/{name}")), None)
 
 
-def mean_and_spread(records: Sequence[dict[str, Any]], metric: str) -> tuple[float, float]:
+def stored(name: str) -> list[Record]:
+    """The committed records `results/NAME.json`."""
+    file = result(f"{name}.json")
+    if file is None:
+        raise CamlError(
+            f"no stored results {name!r}", "a file results/NAME.json in the repository", "check the spelling"
+        )
+    return read_records(file)
+
+
+def compact(record: Record) -> Record:
+    """What tables and figures need: no hundred groups, no history of epochs, bought rows once. Twice is once."""
+    metrics = {k: v for k, v in record["metrics"].items() if k not in ("groups", "empty_groups")}
+    if "rounds" not in record:  # a head's settings as used differ from its config only where they were scaled
+        unsaid = ("history",) if record["config"].get("scaled") else ("history", "settings")
+        return {**{k: v for k, v in record.items() if k not in unsaid}, "metrics": metrics}
+    keep = ["round", "labels", "batch_minority", "fit_start", "fit_queried"]
+    keep += [] if "queries_from" in record["config"] else ["queried"]
+    rounds = [
+        {k: v for k, v in r.items() if k in keep} | {k: r["metrics"][k]["value"] for k in ("minority", "average")}
+        for r in record["rounds"]
+        if "metrics" in r
+    ]
+    return {**record, "metrics": metrics, "rounds": rounds or record["rounds"]}  # compact already
+
+
+def scores(record: Record) -> str:
+    """`WGA 71.2 (gull, forest), average 80.4, minority none`, percent."""
+    parts = []
+    for key, short in METRICS.items():
+        found = record["metrics"][key]
+        value = "none" if found["value"] is None else f"{found['value']:.1f}"
+        parts.append(f"{short} {value}" + (f" ({found['name']})" if "name" in found else ""))
+    return ", ".join(parts)
+
+
+def mean_and_spread(records: Sequence[Record], metric: str) -> tuple[float, float]:
     """Mean and sample standard deviation over records of `metrics[metric]["value"]`, in percent."""
     values = [record["metrics"][metric]["value"] for record in records]
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
-def paired_difference(
-    records: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]], metric: str
-) -> dict[str, float]:
+def paired_difference(records: Sequence[Record], baseline: Sequence[Record], metric: str) -> dict[str, float]:
     """Mean of the differences seed by seed, in points, with the 95% interval of Student's t.
 
     Returns:
@@ -121,15 +157,15 @@ def paired_difference(
         )
     difference = np.array([values[0][seed] - values[1][seed] for seed in values[0]])
     n, mean = len(difference), float(difference.mean())
-    if n < 2:
-        return {"mean": mean, "low": float("nan"), "high": float("nan"), "n": n}
-    from scipy import stats
+    half = float("nan")
+    if n > 1:
+        from scipy import stats
 
-    half = float(stats.t.ppf(0.975, n - 1) * difference.std(ddof=1) / np.sqrt(n))
+        half = float(stats.t.ppf(0.975, n - 1) * difference.std(ddof=1) / np.sqrt(n))
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
 
 
-def describe(records: Sequence[dict[str, Any]]) -> str:
+def describe(records: Sequence[Record]) -> str:
     """One Markdown line on where stored numbers come from, printed wherever they are shown."""
     first = records[0]["provenance"]
     seeds = ", ".join(str(record["seed"]) for record in records)
@@ -138,13 +174,3 @@ def describe(records: Sequence[dict[str, Any]]) -> str:
         f"seeds {seeds}; {first['date']}; commit {first['commit']}; {first['device']}; "
         f"torch {first['versions']['torch']}; {minutes:.1f} minutes in all; `{first['command']}`"
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found

@@ -1,84 +1,44 @@
-"""Published numbers, in this one place, and tables that set our records beside them: `python -m caml_core tables`.
+"""Tables that set our records beside published numbers (`results/published.toml`): `python -m caml_core tables`.
 
-A cell is made from a file of `results/` or says "not run". Percent; a ± is the sample standard deviation over seeds.
+A cell is made from a file of `results` or says "not run". Percent; a ± is the sample standard deviation over seeds.
 """
 
 from __future__ import annotations
 
-import argparse
+import tomllib
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from pathlib import Path
-from typing import Any
 
 from caml_core.errors import CamlError
+from caml_core.runs.records import METRICS, Record, mean_and_spread, paired_difference, result, stored
 
-Record = dict[str, Any]
-METRICS = {"worst_group": "WGA", "average": "average", "minority": "minority"}
+Cell = tuple[float, float | None]  # a number and its ±, where one is printed
 NOT_RUN = "not run"
 
-# Chew and Wang, "Cumulative meta-learning from active learning queries", arXiv 2605.20771: best gain over append, over
-# acquisitions and settings, in points of the metric named.
-CAML = {
-    "Dominoes": (27.8, "minority"),
-    "Waterbirds": (29.9, "worst_group"),
-    "SpuCo (animals)": (14.3, "minority"),
-    "CivilComments": (24.0, "worst_group"),
-}
 
-# Yazdan Parast et al., "HSFM", arXiv 2603.29313: WGA and average, each with its ± where one is printed (ResNet-50).
-Cell = tuple[float, float | None]
-HSFM: dict[str, dict[str, tuple[Cell, Cell]]] = {
-    "Waterbirds": {
-        "erm-head": ((74.6, None), (90.2, None)),
-        "dfr": ((92.3, 0.2), (93.3, 0.5)),
-        "dac": ((92.3, 0.4), (95.3, 0.4)),
-        "ddb": ((93.0, 0.1), (93.6, 0.1)),
-        "hsfm": ((93.1, 0.1), (94.0, 0.5)),
-    },
-    "CelebA": {
-        "erm-head": ((30.6, None), (95.8, None)),
-        "dfr": ((88.3, 1.1), (91.3, 0.3)),
-        "dac": ((81.9, 0.7), (91.4, 1.1)),
-        "ddb": ((85.8, 1.4), (87.3, 0.7)),
-        "hsfm": ((89.2, 0.2), (90.6, 0.5)),
-    },
-    "MetaShift": {
-        "erm-head": ((64.1, None), (75.7, None)),
-        "dfr": ((72.8, 0.6), (77.5, 0.6)),
-        "dac": ((78.3, 1.6), (79.3, 0.1)),
-        "ddb": ((81.2, 0.2), (81.3, 0.2)),
-        "hsfm": ((77.2, 0.1), (77.4, 0.0)),
-    },
-    "Dominoes": {
-        "erm-head": ((78.6, None), (88.8, None)),
-        "dfr": ((90.0, 0.4), (92.3, 0.2)),
-        "dac": ((89.2, 0.1), (92.2, 0.3)),
-        "hsfm": ((90.4, 0.3), (92.9, 0.2)),
-    },
-}
+def _published() -> tuple[dict[str, tuple[float, str]], dict[str, dict[str, tuple[Cell, ...]]]]:
+    file = result("published.toml")
+    table = tomllib.loads(file.read_text("utf-8")) if file else {"caml": {}, "hsfm": {}}
+    hsfm = {
+        dataset: {name: tuple((cell[0], cell[1] if cell[1:] else None) for cell in cells) for name, cells in of.items()}
+        for dataset, of in table["hsfm"].items()
+    }
+    return {dataset: (found["gain"], found["metric"]) for dataset, found in table["caml"].items()}, hsfm
+
+
+CAML, HSFM = _published()  # by dataset: best gain and its metric; by method: WGA and average
 
 
 def by_run(name: str) -> dict[str, list[Record]]:
     """Records of `results/NAME.json` by the name of their run, empty where nothing was run."""
-    from caml_core.records import stored
-
     groups: dict[str, list[Record]] = {}
-    try:
-        records = stored(name)
-    except CamlError as error:
-        if error.what.startswith("no stored results"):
-            return {}
-        raise
-    for record in records:
+    for record in stored(name) if result(f"{name}.json") else []:
         groups.setdefault(record.get("run") or record["method"], []).append(record)
     return groups
 
 
 def mean_text(records: Sequence[Record], metric: str) -> str:
     """Mean ± spread over seeds in percent, with spaces that do not break; "not run" without records."""
-    from caml_core.records import mean_and_spread
-
     if not records:
         return NOT_RUN
     if any(record["metrics"][metric]["value"] is None for record in records):
@@ -92,9 +52,7 @@ def with_spread(value: float, spread: float | None) -> str:
 
 
 def paired(records: Sequence[Record], baseline: Sequence[Record], metric: str) -> dict[str, float]:
-    """`caml_core.records.paired_difference` over the seeds that both sides have."""
-    from caml_core.records import paired_difference
-
+    """`caml_core.runs.records.paired_difference` over the seeds that both sides have."""
     common = {r["seed"] for r in records} & {r["seed"] for r in baseline}
     sides = [[r for r in side if r["seed"] in common] for side in (records, baseline)]
     return paired_difference(sides[0], sides[1], metric)
@@ -185,17 +143,14 @@ def runs_an_hour(records: Sequence[Record]) -> float:
 
 def stored_table(name: str) -> str:
     """The records of `results/NAME.json`, with what its list `results/tables/NAME.toml` still wants."""
-    from caml_core.sweep import expand
+    from caml_core.runs.lists import expand
 
-    listed = Path(__file__).parent.parent / "results" / "tables" / f"{name}.toml"
-    runs = expand(listed) if listed.exists() else []
+    listed = result(f"tables/{name}.toml")
+    runs = expand(listed) if listed else []
     records = [record for group in by_run(name).values() for record in group]
     if not runs and not records:
-        raise CamlError(
-            what=f"no table {name!r}",
-            expected=f"one of {', '.join(TABLES)}, or the name of a file in results",
-            remedy="check the spelling",
-        )
+        known = f"one of {', '.join(TABLES)}, or the name of a file in results"
+        raise CamlError(f"no table {name!r}", known, "check the spelling")
     missing = len(runs) - len(records)
     rest = f"; {missing} of {len(runs)} not run" if runs and missing > 0 else ""
     return summary(records, names=list(dict.fromkeys(run.name for run in runs))) + rest
@@ -204,15 +159,12 @@ def stored_table(name: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {"caml": caml_table, "hsfm": hsfm_table}
 
 
-def add_tables(commands: Any) -> None:
-    """`tables [NAME]`: Markdown from stored records."""
-    command = commands.add_parser("tables", help="published tables beside ours, as Markdown")
-    command.set_defaults(go=go_tables)
-    command.add_argument("name", nargs="?", metavar="NAME", help="caml, hsfm, or a file of results/; default: all")
+def table(name: str) -> str:
+    """A table by its name, as Markdown."""
+    return TABLES[name]() if name in TABLES else stored_table(name)
 
 
-def go_tables(arguments: argparse.Namespace) -> None:
-    lists = sorted((Path(__file__).parent.parent / "results" / "tables").glob("*.toml"))
-    names = [arguments.name] if arguments.name else [*TABLES, *(file.stem for file in lists)]
-    for name in names:
-        print(f"### {name}\n\n{TABLES[name]() if name in TABLES else stored_table(name)}\n")
+def names() -> list[str]:
+    """Published tables, then every list of runs."""
+    lists = result("tables")
+    return [*TABLES, *sorted(file.stem for file in (lists.glob("*.toml") if lists else []))]

@@ -7,6 +7,7 @@ for this model and for every pretrained model of open_clip, so a chapter changes
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,13 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caml_core.errors import CamlError
+from caml_core.store import load_checkpoint
 
 if TYPE_CHECKING:
     from open_clip.model import CLIP
 
-    from caml_core.data.dataset import GroupDataset
-
-WEIGHTS = Path(__file__).parent / "weights" / "tiny_clip.safetensors"
+WEIGHTS = Path(__file__).parent.parent / "weights" / "tiny_clip.safetensors"
 WIDTH = 64
 IMAGE_SIZE = 64  # birdscapes are 48 pixels wide; the ResNet halves five times and wants a multiple of 32
 CONTEXT = 12  # words of a text, with its two marks
@@ -43,23 +43,17 @@ class Clip(NamedTuple):
 
 
 def tokenize(texts: Sequence[str]) -> Tensor:
-    """Texts as int64 (N, CONTEXT): one id a word, between the marks of start and end.
-
-    Raises:
-        CamlError: a word that the captions of birdscapes do not use, or a text that is too long.
-    """
+    """Texts as int64 (N, CONTEXT): one id a word, between the marks of start and end; `CamlError` on other words."""
     tokens = torch.zeros(len(texts), CONTEXT, dtype=torch.long)
-    for row, text in zip(tokens, texts, strict=True):
-        words = text.lower().split()
-        if (unknown := sorted(set(words) - set(VOCABULARY))) or len(words) > CONTEXT - 2:
+    for row, text in zip(tokens, texts):
+        words = ["<start>", *text.lower().split(), "<end>"]
+        if len(words) > CONTEXT or not set(words) <= set(VOCABULARY):
             raise CamlError(
-                what=f"the tiny CLIP cannot read {text!r}"
-                + (f": it does not know {', '.join(unknown)}" if unknown else f": it has {len(words)} words"),
+                what=f"the tiny CLIP cannot read {text!r}",
                 expected=f"at most {CONTEXT - 2} words among: {' '.join(VOCABULARY[2:-1])}",
                 remedy="say it in the words of a caption, such as 'a red waterbird on water'",
             )
-        ids = [VOCABULARY.index(word) for word in ("<start>", *words, "<end>")]
-        row[: len(ids)] = torch.tensor(ids)
+        row[: len(words)] = torch.tensor([VOCABULARY.index(word) for word in words])
     return tokens
 
 
@@ -73,20 +67,12 @@ def build_clip() -> CLIP:
 
 
 def preprocess(images: Any) -> Tensor:
-    """Images as the tiny model takes them: float32 (..., 3, 64, 64) in [-1, 1].
-
-    Args:
-        images: uint8 (..., 3, H, W), or a PIL image.
-    """
+    """uint8 (..., 3, H, W), or a PIL image, as the tiny model takes it: float32 (..., 3, 64, 64) in [-1, 1]."""
     from torchvision.transforms.v2.functional import pil_to_tensor
 
     x = images if isinstance(images, Tensor) else pil_to_tensor(images.convert("RGB"))
-    if x.dtype != torch.uint8 or x.shape[-3] != 3:
-        raise CamlError(
-            what=f"images of type {x.dtype} and shape {tuple(x.shape)}",
-            expected="uint8 (..., 3, H, W), values 0 to 255",
-            remedy="pass the x of a dataset",
-        )
+    if x.dtype != torch.uint8:
+        raise CamlError(f"images of type {x.dtype}", "uint8, values 0 to 255", "pass the x of a dataset")
     batch = x.reshape(-1, *x.shape[-3:]).float() / 127.5 - 1
     batch = F.interpolate(batch, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False)
     return batch.reshape(*x.shape[:-2], IMAGE_SIZE, IMAGE_SIZE)
@@ -100,46 +86,26 @@ def load_clip(
     Args:
         name: "tiny" (ours, carried by the package) or a model of open_clip, such as "ViT-L-14".
         pretrained: for open_clip: which weights, such as "openai"; fetched from the Hub on first use.
-        weights: for "tiny": another file, such as one that `train-tiny clip` wrote.
+        weights: for "tiny": another file, such as one that `results/studies/train_tiny.py` wrote.
 
     Raises:
-        CamlError: weights that are missing, broken or of another model, or cannot be fetched.
+        CamlError, RuntimeError: weights that are missing, broken or of another model, or cannot be fetched.
     """
     if name == "tiny":
-        from caml_core.store import load_checkpoint
-
         model = build_clip()
-        tensors, _ = load_checkpoint(weights)
-        try:
-            model.load_state_dict({key: value.float() for key, value in tensors.items()})
-        except RuntimeError as error:
-            raise CamlError(
-                what=f"{weights} does not hold a tiny CLIP: {str(error).splitlines()[1].strip()}",
-                expected="the file of this version of the package",
-                remedy="install the package again, or train one: python -m caml_core train-tiny clip",
-            ) from error
+        model.load_state_dict({key: value.float() for key, value in load_checkpoint(weights)[0].items()})
         return Clip(model.to(device).eval(), preprocess, tokenize, WIDTH)
     import open_clip
     from torchvision.transforms.v2.functional import to_pil_image
 
-    try:
-        model, _, transform = open_clip.create_model_and_transforms(name, pretrained=pretrained, device=device)
-    except (RuntimeError, OSError) as error:
-        raise CamlError(
-            what=f"open_clip cannot load {name!r} with weights {pretrained!r}: {str(error).splitlines()[0]}",
-            expected="a model and weights that open_clip.list_pretrained() names, and a network the first time",
-            remedy='check both names, or use "tiny", which needs no download',
-        ) from error
+    real, transform = open_clip.create_model_from_pretrained(name, pretrained=pretrained, device=device)
 
     def prepare(images: Any) -> Tensor:
         if not isinstance(images, Tensor):
             return transform(images)  # type: ignore[operator]
-        if images.ndim == 3:
-            return prepare(to_pil_image(images))
-        return torch.stack([prepare(image) for image in images])
+        return torch.stack([prepare(image) for image in images]) if images.ndim > 3 else prepare(to_pil_image(images))
 
-    width = int(model.text_projection.shape[1])
-    return Clip(model.eval(), prepare, open_clip.get_tokenizer(name), width)  # type: ignore[arg-type]
+    return Clip(real.eval(), prepare, open_clip.get_tokenizer(name), int(real.text_projection.shape[1]))  # type: ignore[arg-type, union-attr, index]
 
 
 # ---- embeddings --------------------------------------------------------------------------------------------
@@ -149,11 +115,8 @@ def load_clip(
 def embed_images(clip: Clip, images: Tensor, batch_size: int = 256) -> Tensor:
     """Unit-length embeddings of uint8 images (N, 3, H, W): float32 (N, width)."""
     device = next(clip.model.parameters()).device
-    parts = [
-        clip.model.encode_image(clip.preprocess(part).to(device), normalize=True).float().cpu()
-        for part in images.split(batch_size)
-    ]
-    return torch.cat(parts)
+    batches = (clip.preprocess(part).to(device) for part in images.split(batch_size))
+    return torch.cat([clip.model.encode_image(batch, normalize=True).float().cpu() for batch in batches])
 
 
 @torch.no_grad()
@@ -168,18 +131,10 @@ def prompts(attribute: str) -> tuple[list[list[str]], tuple[str, ...]]:
 
     Averaging over the other attributes leaves, to first order, only the direction of the one asked for.
     """
-    import itertools
-
     from caml_core.data.birdscapes import BACKGROUNDS, BIRDS, FACINGS, SIZES, caption
     from caml_core.data.scenery import COLOURS, Attributes
 
     names = {"bird": BIRDS, "background": BACKGROUNDS, "colour": tuple(COLOURS), "facing": FACINGS, "size": SIZES}
-    if attribute not in names:
-        raise CamlError(
-            what=f"birdscapes have no attribute {attribute!r}",
-            expected="one of " + ", ".join(names),
-            remedy="check the spelling",
-        )
     said = tuple(dict.fromkeys(("colour", "bird", "background", attribute)))  # what the texts mention
     texts = []
     for value in range(len(names[attribute])):
@@ -196,12 +151,3 @@ def text_centres(clip: Clip, texts: Sequence[Sequence[str]]) -> Tensor:
 def zero_shot(clip: Clip, embeddings: Tensor, attribute: str) -> Tensor:
     """The value of an attribute whose texts lie nearest, for unit embeddings (N, width): int64 (N,)."""
     return (embeddings @ text_centres(clip, prompts(attribute)[0]).T).argmax(1)
-
-
-def zero_shot_accuracy(clip: Clip, dataset: GroupDataset) -> dict[str, float]:
-    """Per cent of a birdscapes split for which each attribute is read off correctly without training."""
-    embeddings = embed_images(clip, dataset.x)
-    return {
-        name: round(100 * float((zero_shot(clip, embeddings, name) == column).double().mean()), 2)
-        for name, column in dataset.extra.items()
-    }

@@ -1,6 +1,6 @@
 """What HSFM's edits change in CLIP space, with controls: five sets of scenes, written to results/edits.json.
 
-python benchmarks/edits.py
+python results/studies/edits.py
 
 Birdscapes with rho = 0.95, embedded by the tiny CLIP. The ERM head is the book's short one (8 epochs), which leans on
 the background; HSFM edits five support sets of each seed, for several sizes of an edit. Controls: random moves of the
@@ -18,16 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caml_core.clip_space import ClipSpace, along, flips, random_moves
 from caml_core.data import load
-from caml_core.data.dataset import GroupDataset
 from caml_core.device import pick_device
-from caml_core.heads import Head, dfr, erm_head
-from caml_core.hsfm import PUBLISHED, hsfm
+from caml_core.groups import GroupDataset
+from caml_core.heads import dfr
+from caml_core.hsfm import hsfm
+from caml_core.hsfm_settings import PUBLISHED
+from caml_core.last_layer import Head, erm_head
 from caml_core.metrics import group_metrics
-from caml_core.records import provenance, write_records
-from caml_core.tiny_clip import Clip, embed_images, load_clip, prompts, text_centres
-from caml_core.unclip import decode, load_unclip
+from caml_core.pictures.clip import Clip, embed_images, load_clip, prompts, text_centres
+from caml_core.pictures.space import ClipSpace, along, flips, random_moves
+from caml_core.pictures.unclip import decode, load_unclip
+from caml_core.runs.records import provenance, write_records
 
 SEEDS, SUPPORTS = range(5), range(5)
 ALPHA, ETAS = 1.0, (0.001, 0.003, 0.01, 0.03)
@@ -98,11 +100,11 @@ def main() -> int:
                         metrics[f"decoded flip {attribute}"] = {"value": round(100 * float(value.float().mean()), 4)}
                 found.append((f"{name}, eta {eta:g}", config, (mean if name == "hsfm" else {}) | metrics))
         for method, config, metrics in found:
-            where = provenance(device, time.perf_counter() - start, "python benchmarks/edits.py")
+            where = provenance(device, time.perf_counter() - start, "python results/studies/edits.py")
             record = {"method": method, "dataset": "birdscapes", "seed": seed, "metrics": metrics, "config": config}
             records.append({"run": method, **record, "provenance": where})
         print(f"seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
-    write_records(Path(__file__).parent.parent / "results" / "edits.json", records)
+    write_records(Path(__file__).parent.parent / "edits.json", records)
     for name in dict.fromkeys(str(record["run"]) for record in records):
         rows: list[Any] = [record["metrics"] for record in records if record["run"] == name]
         print(name, {key: round(sum(row[key]["value"] for row in rows) / len(rows), 2) for key in rows[0]})

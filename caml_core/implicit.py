@@ -1,0 +1,161 @@
+"""The hypergradient at the minimum of a regularised inner problem, by the implicit function theorem.
+
+In place of T steps from W_0 the head is taken where mean CE(H; W) + strength/2 ||W - W_0||^2 is least, which T gradient
+steps of size alpha resemble with strength = 1/(alpha T). Nothing is unrolled; a linear system in the Hessian is solved
+instead, by conjugate gradients, a truncated power series or a Kronecker product. Letters as in
+`caml_core.hypergradients`. `hypergradient` calls any way by its name, these and those through the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from caml_core.hsfm_settings import How
+from caml_core.hypergradients import Answer, Problem, adjoint, first_order, outer, per_problem, unrolled
+from caml_core.linear import one_hot, through_softmax
+
+Solver = Literal["cg", "neumann", "kfac"]
+
+
+def solve_head(problem: Problem, strength: float | Tensor, *, iterations: int = 30) -> tuple[Tensor, Tensor, Tensor]:
+    """Minimise mean CE(H; W) + strength/2 ||W - W_0||^2 over the head, bias included.
+
+    At the minimum W = W_0 - A' H~ with A = R(W) / (S strength), so the search is for the S x C matrix A. Newton's
+    method, each step halved until the loss falls: exact to rounding in a few iterations.
+
+    Returns:
+        weight (B, C, D), bias (B, C), probabilities on the support set (B, S, C).
+    """
+    h = problem.support
+    n, c = h.shape[1], problem.bias.shape[-1]
+    mu = per_problem(strength, h)
+    gram = h @ h.mT + 1
+    y = one_hot(problem.support_y, c, h)
+    z0 = h @ problem.weight.mT + problem.bias[:, None]
+    eye = torch.eye(n * c, dtype=h.dtype, device=h.device)
+
+    def objective(a: Tensor) -> Tensor:
+        """(B, S, C) to (B,): mean cross-entropy plus the pull to W_0, whose square is <A, G A>."""
+        log_p = (z0 - gram @ a).log_softmax(dim=-1)
+        return -(log_p * y).sum(dim=(1, 2)) / n + 0.5 * mu[:, 0, 0] * (a * (gram @ a)).sum(dim=(1, 2))
+
+    a = torch.zeros_like(z0)
+    eps = torch.finfo(h.dtype).eps
+    for _ in range(iterations):
+        p = (z0 - gram @ a).softmax(dim=-1)
+        wrong = a - (p - y) / (n * mu)  # 0 at the minimum
+        j = torch.diag_embed(p) - p[..., :, None] * p[..., None, :]  # (B, S, C, C)
+        system = torch.einsum("bicd,bij->bicjd", j, gram).reshape(-1, n * c, n * c) / (n * mu)
+        step = torch.linalg.solve(eye + system, wrong.flatten(1)).view_as(a)
+        now, length = objective(a), torch.ones_like(mu)
+        for _ in range(20):
+            worse = objective(a - length * step) > now * (1 + 16 * eps)  # by more than rounding
+            if not worse.any():
+                break
+            length = torch.where(worse[:, None, None], length / 2, length)
+        a = a - length * step
+        if (step.flatten(1).norm(dim=1) <= eps**0.75 * a.flatten(1).norm(dim=1)).all():
+            break
+    p = (z0 - gram @ a).softmax(dim=-1)
+    return problem.weight - a.mT @ h, problem.bias - a.sum(dim=1), p
+
+
+def implicit(problem: Problem, *, strength: float | Tensor, solver: Solver = "cg", iterations: int = 50) -> Answer:
+    """Hypergradient at the minimum of mean CE(H; W) + strength/2 ||W - W_0||^2, by the implicit function theorem.
+
+    With N the Hessian in W there and N X = M, one more derivative of the inner gradient gives
+    dF/dH = -(1/S) [ R X + J(H~ X') W ].
+
+    Args:
+        strength: of the pull to W_0, one number or (B,). T gradient steps of size alpha behave like 1/(alpha T).
+        solver: "cg" (conjugate gradients), "neumann" (a truncated power series of the inverse, scaled by a bound on the
+            largest eigenvalue), "kfac" (the Hessian replaced by a Kronecker product, inverted exactly).
+        iterations: of cg or neumann.
+    """
+    h = problem.support
+    n = h.shape[1]
+    mu = per_problem(strength, h)
+    weight, bias, p = solve_head(problem, strength)
+    loss, m, m_bias = outer(problem, weight, bias)
+    h1 = torch.cat([h, torch.ones_like(h[..., :1])], dim=-1)  # H~
+    m1 = torch.cat([m, m_bias[..., None]], dim=-1)  # (B, C, D + 1)
+
+    def hessian(x: Tensor) -> Tensor:
+        """N X, (B, C, D + 1) to the same."""
+        return through_softmax(h1 @ x.mT, p, classes=2).mT @ h1 / n + mu * x
+
+    if solver == "cg":
+        x = _conjugate_gradients(hessian, m1, iterations)
+    elif solver == "neumann":  # N^-1 = 1/s sum_k (I - N/s)^k with s above the largest eigenvalue of N
+        top = 0.5 * torch.linalg.eigvalsh(h1 @ h1.mT / n)[:, -1:, None] + mu  # the softmax's Jacobian is at most 1/2
+        term = x = m1 / top
+        for _ in range(iterations):
+            term = term - hessian(term) / top
+            x = x + term
+    else:
+        x = _kfac_inverse(h1, p, m1, mu)
+    residual = p - one_hot(problem.support_y, p.shape[-1], h)
+    gradient = -(residual @ x[..., :-1] + through_softmax(h1 @ x.mT, p, classes=2) @ weight) / n
+    return Answer(loss, gradient, weight, bias)
+
+
+def _conjugate_gradients(hessian: Callable[[Tensor], Tensor], right: Tensor, iterations: int) -> Tensor:
+    """Solve N X = right for a positive definite N, every problem of the batch with its own step sizes."""
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum(dim=(1, 2), keepdim=True)
+
+    tiny = torch.finfo(right.dtype).tiny
+    x, residual, direction = torch.zeros_like(right), right, right
+    square = dot(residual, residual)
+    for _ in range(iterations):
+        image = hessian(direction)
+        length = square / dot(direction, image).clamp_min(tiny)
+        x = x + length * direction
+        residual = residual - length * image
+        square, old = dot(residual, residual), square
+        direction = residual + (square / old.clamp_min(tiny)) * direction
+    return x
+
+
+def _kfac_inverse(h1: Tensor, p: Tensor, right: Tensor, mu: Tensor) -> Tensor:
+    """(A (x) E + mu)^-1 applied to `right`: A = mean of h~ h~', E = mean of diag(p) - p p' (Martens and Grosse, 2015).
+
+    A is D + 1 wide but has rank S at most: its eigenvectors are H~' U / sqrt(S lambda) with U those of the Gram matrix,
+    and on everything orthogonal to them the inverse is 1 / mu.
+    """
+    n = h1.shape[1]
+    e = (torch.diag_embed(p) - p[..., :, None] * p[..., None, :]).mean(dim=1)
+    small, v = torch.linalg.eigh(e)  # (B, C), (B, C, C)
+    large, u = torch.linalg.eigh(h1 @ h1.mT / n)  # (B, S), (B, S, S)
+    floor = large[:, -1:] * n * torch.finfo(h1.dtype).eps
+    scale = torch.where(large > floor, (n * large.clamp_min(floor)).rsqrt(), 0.0)
+    basis = (h1.mT @ u) * scale[:, None]  # (B, D + 1, S), orthonormal columns (or zero)
+    rotated = v.mT @ right  # (B, C, D + 1)
+    weight = 1 / (small[:, :, None] * large.clamp_min(0)[:, None] + mu) - 1 / mu
+    return v @ (rotated / mu + (rotated @ basis * weight) @ basis.mT)
+
+
+UNROLLED = {"adjoint": adjoint, "unrolled": unrolled, "first_order": first_order}
+SOLVERS: dict[str, Solver] = {"implicit": "cg", "neumann": "neumann", "kfac": "kfac"}
+
+
+@torch.no_grad()
+def hypergradient(problem: Problem, how: How = "adjoint", *, alpha: float | Tensor, steps: int) -> Answer:
+    """How the hard set's loss after training changes with the support features; with or without the dimension B.
+
+    Args:
+        how: one of the three ways through the T = `steps` inner steps of size `alpha` (one number or (B,)), or one of
+            the three to the minimum that they approach, with the regulariser 1/(alpha T).
+    """
+    if problem.support.ndim == 2:
+        shared = ("hard", "hard_y")
+        one = Problem(**{k: v if v is None or k in shared else v[None] for k, v in problem._asdict().items()})
+        return Answer(*(part[0] for part in hypergradient(one, how, alpha=alpha, steps=steps)))
+    if how in UNROLLED:
+        return UNROLLED[how](problem, alpha=alpha, steps=steps)
+    return implicit(problem, strength=1 / (steps * per_problem(alpha, problem.support)), solver=SOLVERS[how])

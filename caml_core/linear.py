@@ -1,0 +1,95 @@
+"""The softmax head on frozen features, B problems side by side: its logits, its loss, the gradient, and Adam.
+
+B problems (seeds, settings), N examples, D features, C classes; a head is a weight (B, C, D) and a bias (B, C).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from caml_core.errors import CamlError
+from caml_core.groups import GroupDataset
+
+
+def one_hot(y: Tensor, n_classes: int, like: Tensor) -> Tensor:
+    """(..., N) labels to (..., N, C) of zeros and ones."""
+    return torch.zeros(*y.shape, n_classes, dtype=like.dtype, device=like.device).scatter_(-1, y[..., None], 1)
+
+
+def head_logits(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Logits of B heads, (B, N, C), on features (B, N, D) of their own or (N, D) for all."""
+    if x.ndim == 3:
+        return x @ weight.mT + bias[:, None]
+    b, c, d = weight.shape  # one matrix product for all heads, which reads the features once
+    return (x @ weight.reshape(b * c, d).T).view(-1, b, c).transpose(0, 1) + bias[:, None]
+
+
+def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
+    """Of every example: (B, N, C) with labels (B, N), or (N,) for all, to (B, N)."""
+    return -logits.log_softmax(dim=-1).gather(-1, y.expand(logits.shape[:-1])[..., None])[..., 0]
+
+
+def through_softmax(b: Tensor, p: Tensor, classes: int = 1) -> Tensor:
+    """J b = p * (b - <p, b>) over the dimension `classes`. J is symmetric, so this serves both directions."""
+    return torch._softmax_backward_data(b, p, classes, p.dtype)
+
+
+def head_gradient(
+    x: Tensor, labels: Tensor, share: Tensor | float, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradient of sum_i share_i CE_i in the head, (B, C, D) and (B, C).
+
+    Args:
+        x: (B, N, D).
+        labels: one-hot, (B, N, C).
+        share: of every example in the loss, (B, N, 1) or one number.
+    """
+    residual = ((x @ weight.mT + bias[:, None]).softmax(dim=-1) - labels) * share
+    return residual.mT @ x, residual.sum(dim=1)
+
+
+class Adam:
+    """Adam (Kingma and Ba, arXiv 1412.6980) with a step size for each problem of the batch, in place.
+
+    On a CPU as many problems at a time as stay in its cache: ten passes over memory cost more than the arithmetic.
+    """
+
+    def __init__(self, like: Tensor, step: Tensor) -> None:
+        self.mean, self.square, self.t = torch.zeros_like(like), torch.zeros_like(like), 0
+        self.size = step.view(-1, *[1] * (like.ndim - 1))
+        self.block = max(1, 2**16 * len(like) // like.numel()) if like.device.type == "cpu" else len(like)
+
+    def step(self, parameter: Tensor, gradient: Tensor) -> None:
+        self.t += 1
+        whole = (self.size / (1 - 0.9**self.t), self.mean, self.square, parameter, gradient)
+        for size, m, s, p, g in zip(*(part.split(self.block) for part in whole)):
+            m.lerp_(g, 0.1)
+            s.mul_(0.999).addcmul_(g, g, value=0.001)
+            scale = s.div(1 - 0.999**self.t).sqrt_().add_(1e-8)
+            p.sub_(torch.div(m, scale, out=scale).mul_(size))
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether there is no NaN and no infinity: their sum says so at once, and only an overflow needs a second look."""
+    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
+
+
+def check_features(train: GroupDataset, val: GroupDataset) -> None:
+    """Refuse features from which a head would be wrong without a word."""
+    for name, split in (("training", train), ("validation", val)):
+        x = split.x
+        if x.ndim != 2 or len(x) == 0 or x.dtype not in (torch.float32, torch.float64) or not all_finite(x):
+            raise CamlError(
+                what=f"{name} features {tuple(x.shape)}, {x.dtype}, "
+                + ("finite" if all_finite(x) else "with NaN or infinity"),
+                expected="finite float32 or float64 (N, D), at least one row",
+                remedy="extract and standardise them again (caml_core.features); constant columns become 0",
+            )
+    if (train.x.shape[1], train.x.dtype, train.class_names) != (val.x.shape[1], val.x.dtype, val.class_names):
+        of = [f"{s.x.shape[1]} {s.x.dtype} features of {', '.join(s.class_names)}" for s in (train, val)]
+        raise CamlError(
+            what=f"{of[0]} to train, {of[1]} to validate",
+            expected="one width, one type, the same classes in the same order",
+            remedy="extract the features of both splits with one backbone",
+        )

@@ -1,0 +1,1 @@
+"""Pictures: CLIP, unCLIP, and the figures of the chapters."""

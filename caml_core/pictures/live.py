@@ -1,0 +1,46 @@
+"""Figures that recompute while you turn a knob, where Python is behind the page (Colab, JupyterLab).
+
+    live(draw, rho=(0.5, 1.0, 0.05), method=["erm", "dfr"])
+
+as the last line of a cell shows a slider, a list and the figure that `draw(rho, method)` returns.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ipywidgets import interactive
+
+
+def live(function: Callable[..., Any], **controls: Any) -> interactive | None:
+    """Widgets for some arguments of `function`, above the figure that it returns for their values.
+
+    A slider recomputes when it is let go, not on its way. It starts at the argument's default; arguments that are not
+    named keep theirs. An error of the function stands in place of the figure, and the widgets live on.
+
+    Args:
+        function: returns a figure; should take less than about 2 s.
+        controls: for each argument a tuple (low, high, step) of int or float, a list of options, or a widget.
+
+    Returns:
+        The widgets, which a notebook shows when they are a cell's last line. Where there is no kernel to answer them,
+        as in the pages of the book (`CAML_STATIC=1`), nothing: a line says what they would do.
+    """
+    from ipywidgets import interactive
+
+    defaults = inspect.signature(function).parameters
+    widgets = {n: interactive.widget_from_abbrev(control, defaults[n].default) for n, control in controls.items()}
+    for widget in widgets.values():
+        widget.continuous_update = False
+    if os.environ.get("CAML_STATIC") == "1":
+        print(f"With Python behind it (Colab, JupyterLab): choose {', '.join(controls)}, and the figure follows.")
+        return None
+
+    def show(**chosen: Any) -> Any:  # `interactive` would make a widget of every argument of `function`
+        return function(**chosen)
+
+    return interactive(show, {"auto_display": True}, **widgets)

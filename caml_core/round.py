@@ -1,0 +1,220 @@
+"""One training of a round of active learning: what each method makes of the labels bought so far.
+
+Every method sees the same labels and differs in the gradient of a step, or in how its batches are drawn:
+
+| method | gradient of a step, every batch class-balanced |
+|:--|:--|
+| append | g(theta, D_R): a query is one more example |
+| upweight | g(theta, D_R) + mean over rounds of g(theta, Q_t): the same gradient mass as CAML, no adaptation |
+| mldg | g(theta, D_R) + meta-gradient of independent tasks |
+| caml | g(theta, D_R) + meta-gradient under the cumulative bias (`caml_core.meta`) |
+| balanced | append with group-balanced batches: an oracle that knows the groups |
+| jtt | append; errors of a short first training drawn more often (Liu et al., arXiv 2107.09044) |
+| groupdro | append with groups weighted by their loss (Sagawa et al., arXiv 1911.08731); knows the groups |
+| erm_all | append with the whole pool labelled: what all labels would buy |
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from caml_core.checked import settings
+from caml_core.device import autocast, seeded, stream_seed
+from caml_core.errors import CamlError
+from caml_core.features import predict
+from caml_core.groups import GroupDataset
+from caml_core.loader import Augment
+from caml_core.meta import Batch, Order, add_to_gradient, loss_at, meta_gradient, trainable
+from caml_core.metrics import Rule
+from caml_core.networks import Backbone
+from caml_core.training import Run, fit, name_of
+
+Method = Literal["append", "upweight", "mldg", "caml", "balanced", "jtt", "groupdro", "erm_all"]
+Acquisition = Literal["random", "least_confidence", "margin", "entropy", "bald", "core_set", "badge", "typiclust"]
+METHODS: tuple[Method, ...] = get_args(Method)
+META = ("upweight", "mldg", "caml")
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+JTT_UPWEIGHT, JTT_SHARE = 10.0, 0.25  # errors are drawn so many times as often; first training: this share of epochs
+DRO_STEP = 0.01  # of the group weights' multiplicative update
+
+
+@settings
+class Plan:
+    """Settings of a run in rounds; the defaults are the published ones of CAML on images.
+
+    Args:
+        start, query, rounds: labels drawn at random first, labels of a round, number of rounds.
+        epochs, batch_size, lr, weight_decay, clip: of each training (gradient norm clipped).
+        optimizer: "adam", whose weight decay is part of the gradient, or "adamw" (the published choice for text).
+        alpha, order, inner_steps: of the meta-gradient, see `caml_core.meta.meta_gradient`.
+        select: rule for the epoch, on the validation split (`caml_core.metrics.select_epoch`).
+    """
+
+    method: Method = "caml"
+    acquisition: Acquisition = "least_confidence"
+    start: PositiveInt = 4500
+    query: PositiveInt = 100
+    rounds: NonNegativeInt = 5
+    epochs: PositiveInt = 100
+    batch_size: PositiveInt = 32
+    lr: PositiveFloat = 1e-4
+    weight_decay: NonNegativeFloat = 1e-2
+    optimizer: Literal["adam", "adamw"] = "adam"
+    clip: PositiveFloat = 1.0
+    alpha: NonNegativeFloat = 1e-4
+    order: Order = "first"
+    inner_steps: PositiveInt = 1
+    select: Rule = "minority"
+
+
+def train_round(
+    network: Backbone,
+    pool: GroupDataset,
+    sets: Sequence[Tensor],
+    val: GroupDataset,
+    plan: Plan,
+    *,
+    seed: int = 0,
+    device: torch.device | None = None,
+    augment: Augment | None = None,
+    checkpoint: Path | None = None,
+    progress: bool = False,
+    on_epoch: Callable[[int, Any], None] | None = None,
+) -> Run:
+    """Train on the first labels and the queries so far, in place, and keep the best validation epoch.
+
+    Args:
+        network: with its initial weights; parameters without `requires_grad` stay as they are, by every method.
+        sets: rows of the pool, int64: the first labels D_0, then the batches Q_1..Q_t.
+        seed: of this round.
+        checkpoint, progress, on_epoch: see `caml_core.training.fit`.
+    """
+    if any(len(rows) == 0 for rows in sets):
+        raise CamlError(
+            what=f"an empty set of labels in round {[len(rows) for rows in sets].index(0)}",
+            expected="at least one label in each round",
+            remedy="leave out the rounds that bought nothing",
+        )
+    device = device or torch.device("cpu")
+    network.to(device)
+    labelled = torch.cat(list(sets))
+    odds = odds_of(pool.group[labelled] if plan.method == "balanced" else pool.y[labelled])
+    if plan.method == "jtt":
+        odds = odds * _errors(network, pool, sets, val, plan, seed, device, augment, checkpoint)
+    dro = torch.full((pool.n_groups,), 1 / pool.n_groups, device=device)
+    opt = OPTIMIZERS[plan.optimizer](network.parameters(), lr=plan.lr, weight_decay=plan.weight_decay)
+    theta, loss = trainable(network), loss_at(network, device)
+
+    def run_epoch(epoch: int) -> dict[str, Any]:
+        summed, steps = torch.zeros((), dtype=torch.float64, device=device), 0
+        with seeded(seed, epoch):
+            for step in draws(pool, sets, odds, plan, stream_seed(seed, epoch), device, augment):
+                with autocast(device):
+                    losses = F.cross_entropy(network(step.x).float(), step.y, reduction="none")
+                value = losses.mean()
+                if plan.method == "groupdro":
+                    value = _dro(losses, pool.group[step.rows].to(device), dro)
+                opt.zero_grad(set_to_none=True)
+                value.backward()
+                if step.tasks:
+                    c = meta_gradient(
+                        loss, theta, step.tasks, alpha=0.0 if plan.method == "upweight" else plan.alpha,
+                        cumulative=plan.method == "caml", order=plan.order, inner_steps=plan.inner_steps,
+                    )  # fmt: skip
+                    add_to_gradient(theta, c)
+                torch.nn.utils.clip_grad_norm_(network.parameters(), plan.clip)
+                opt.step()
+                summed, steps = summed + losses.detach().mean(), steps + 1
+        return {"loss": float(summed) / steps}
+
+    config: dict[str, Any] = {}
+    if checkpoint is not None:
+        config = {"plan": dataclasses.asdict(plan), "seed": seed, "augment": name_of(augment)}
+        config |= {"sets": [s.tolist() for s in sets], "pool": pool.content_hash(), "val": val.content_hash()}
+    return fit(
+        network, opt, run_epoch, val, epochs=plan.epochs, batch_size=plan.batch_size, config=config, select=plan.select,
+        device=device,
+        train_counts=pool.group_counts, extra={"dro": dro}, checkpoint=checkpoint, progress=progress,
+        on_epoch=on_epoch,
+    )  # fmt: skip
+
+
+class Step(NamedTuple):
+    """What one training step sees: a batch of D_R, and for CAML and its kin the tasks of the rounds."""
+
+    rows: Tensor  # int64 (batch,), of the pool
+    x: Tensor
+    y: Tensor
+    tasks: list[tuple[Batch, Batch]]  # for each round a batch of D_{t-1} and one of Q_t; none for plain methods
+
+
+def draws(
+    pool: GroupDataset,
+    sets: Sequence[Tensor],
+    odds: Tensor,
+    plan: Plan,
+    seed: int,
+    device: torch.device,
+    augment: Augment | None,
+) -> Iterator[Step]:
+    """The steps of an epoch: as many batches as the labels make, drawn with these odds; a task's are class-balanced."""
+    generator = torch.Generator().manual_seed(seed)
+    labelled = torch.cat(list(sets))
+    steps = math.ceil(len(labelled) / plan.batch_size)
+
+    def draw(rows: Tensor, odds: Tensor) -> Tensor:
+        n = steps * plan.batch_size
+        return rows[torch.multinomial(odds, n, True, generator=generator)].view(steps, plan.batch_size)
+
+    def batch(rows: Tensor) -> Batch:
+        x = pool.x[rows].to(device)
+        return x if augment is None else augment(x, generator).to(device), pool.y[rows].to(device)
+
+    final = draw(labelled, odds)
+    use = range(1, len(sets)) if plan.method in META else ()
+    tasks = [(torch.cat(list(sets[:t])), sets[t]) for t in use]  # (D_{t-1}, Q_t)
+    drawn = [tuple(draw(rows, odds_of(pool.y[rows])) for rows in task) for task in tasks]
+    for step in range(steps):
+        x, y = batch(final[step])
+        yield Step(final[step], x, y, [(batch(before[step]), batch(asked[step])) for before, asked in drawn])
+
+
+def odds_of(label: Tensor) -> Tensor:
+    """Chance of each row so that the labels present are equally likely: float64 (N,)."""
+    return 1 / torch.bincount(label)[label].double()
+
+
+def _dro(losses: Tensor, group: Tensor, weights: Tensor) -> Tensor:
+    """GroupDRO: sum_g q_g L_g over the groups of the batch, after q_g <- q_g exp(step L_g), normalised; q in place."""
+    present, inverse = group.unique(return_inverse=True)
+    zeros = torch.zeros(len(present), device=losses.device)
+    mean = zeros.index_add(0, inverse, losses) / zeros.index_add(0, inverse, torch.ones_like(losses))
+    weights[present] *= (DRO_STEP * mean.detach()).exp()
+    weights /= weights.sum()
+    return (weights[present] * mean).sum()
+
+
+def _errors(
+    network: Backbone, pool: GroupDataset, sets: Sequence[Tensor], val: GroupDataset, plan: Plan, seed: int,
+    device: torch.device, augment: Augment | None, checkpoint: Path | None,
+) -> Tensor:  # fmt: skip
+    """JTT's first training, on a copy of the network: odds of each label, higher where it errs: float64 (N,)."""
+    first = copy.deepcopy(network)
+    short = dataclasses.replace(plan, method="append", epochs=max(1, round(JTT_SHARE * plan.epochs)), select="last")
+    file = checkpoint.with_suffix(".first.safetensors") if checkpoint else None
+    train_round(
+        first, pool, sets, val, short, seed=stream_seed(seed, 1 << 20), device=device, augment=augment, checkpoint=file
+    )
+    labelled = torch.cat(list(sets))
+    wrong = predict(first, pool, device, rows=labelled).argmax(1) != pool.y[labelled]
+    return 1 + (JTT_UPWEIGHT - 1) * wrong.double()

@@ -1,0 +1,1 @@
+"""Runs: settings, one run, many runs, their records and tables."""
