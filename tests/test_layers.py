@@ -1,0 +1,34 @@
+"""The shape of the package: imports go one way, and it stays small enough to be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+CORE = Path(__file__).parent.parent / "caml_core"
+LONGEST = 300  # lines of a file
+TOTAL, TOP = 8_960, 3_860  # lines at most: of all but field/, and of what lies in no room. The aim: 6,000 and 2,800
+
+
+def lines() -> dict[str, int]:
+    """Lines of every file of the core, which does not need `field/`."""
+    files = {file.relative_to(CORE).as_posix(): file for file in sorted(CORE.rglob("*.py"))}
+    return {name: len(f.read_text("utf-8").splitlines()) for name, f in files.items() if not name.startswith("field/")}
+
+
+def test_imports_go_one_way(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CORE.parent)
+    broken = lint_imports(config_filename="pyproject.toml", no_cache=True)
+    assert not broken, capsys.readouterr().out
+
+
+def test_files_are_short() -> None:
+    assert {name: n for name, n in lines().items() if n > LONGEST} == {}
+
+
+def test_the_core_is_small() -> None:
+    counts = lines()
+    assert sum(counts.values()) <= TOTAL
+    assert sum(n for name, n in counts.items() if "/" not in name) <= TOP
