@@ -1,37 +1,73 @@
 """Files that are whole or absent: atomic writes, checksums, npz caches and safetensors checkpoints.
 
-Everything long-lived goes through `atomic`: it is written under a temporary name in the same folder and renamed
-at the end, so a kill or a full disk never leaves half a file under its final name. Nothing here is a pickle.
+Everything long-lived goes through `atomic`: written under a temporary name in the same folder, renamed at the end, so a
+kill or a full disk never leaves half a file under its final name. Nothing here is a pickle, and PyTorch waits until
+tensors are asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
+import socket
 import tempfile
+import time
+import urllib.parse
+import urllib.request
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from caml_core.errors import CamlError
 
-_META = "__meta__"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+META = "__meta__"
+ABANDONED = 3600  # seconds without a write after which half a file belongs to nobody
 
 
 def cache_dir() -> Path:
-    """The user's cache folder: `$CAML_CACHE`, else `$XDG_CACHE_HOME/caml_core`, else `~/.cache/caml_core`."""
-    if explicit := os.environ.get("CAML_CACHE"):
-        return Path(explicit).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "caml_core"
+    """The user's cache folder: `$CAML_CACHE`, else `$XDG_CACHE_HOME/caml_core`, else `~/.cache/caml_core`.
+
+    Raises:
+        CamlError: none of them is set, and the user has no home.
+    """
+    given, xdg = os.environ.get("CAML_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
+    try:  # an XDG_CACHE_HOME that is empty or relative counts as not set, says its specification
+        folder = Path(given) if given else Path(xdg if os.path.isabs(xdg) else "~/.cache") / "caml_core"
+        return folder.expanduser().absolute()
+    except RuntimeError as error:
+        raise CamlError(f"no place for the cache: {error}", "a home folder, or CAML_CACHE", "set CAML_CACHE") from error
+
+
+def hub_is_reachable() -> bool:
+    """Whether the Hub's host name resolves (or a proxy is set), asked before a download that would retry for long."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    with contextlib.suppress(OSError):
+        host = urllib.parse.urlsplit(constants.ENDPOINT).hostname
+        return bool(urllib.request.getproxies().get("https") or socket.getaddrinfo(host, 443))
+    return False
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Every fault of the disk in this block, a full one above all, as one CamlError that names `path`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors has its own word for a full disk
+        what = f"cannot write {path}: {getattr(error, 'strerror', None) or error}"
+        remedy = "free some space, or set CAML_CACHE (caches) or --out (results) to another folder"
+        raise CamlError(what, "a writable folder with free space", remedy) from error
 
 
 @contextlib.contextmanager
@@ -39,38 +75,25 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it otherwise.
 
     Raises:
-        CamlError: the folder cannot be written or the disk is full.
+        CamlError: see `writing`.
     """
     path = Path(path)
-    temporary: Path | None = None
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        temporary = Path(name)
+        for left in path.parent.glob(f".{path.name[:99]}.*.part"):  # of a run that was killed
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                if time.time() - left.stat().st_mtime > ABANDONED:
+                    left.unlink()
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:99]}.", suffix=".part")
         os.close(handle)
-        yield temporary
-        os.chmod(temporary, 0o644)  # mkstemp makes private files; a cache may be shared
-        with open(temporary, "rb") as done:
-            os.fsync(done.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-            errno.ENOTDIR,
-        ):
-            raise
-        raise CamlError(
-            what=f"cannot write {path}: {error.strerror}",
-            expected="a writable folder with free space",
-            remedy="free some space, or set CAML_CACHE (caches) or --out (results) to another folder",
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        try:
+            yield Path(name)
+            os.chmod(name, 0o644)  # mkstemp makes private files; a cache may be shared
+            with open(name, "rb+") as done:
+                os.fsync(done.fileno())
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:
@@ -79,28 +102,19 @@ def sha256(path: Path) -> str:
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise CamlError(
-            what=f"cannot read {path}: {error.strerror}",
-            expected="a readable file",
-            remedy="check the path and its permissions",
-        ) from error
+        raise CamlError(f"cannot read {path}: {error.strerror}", "a readable file", "check its permissions") from error
+
+
+def check_sha256(path: Path, expected: str, remedy: str) -> None:
+    """Raise a CamlError when the file is not the one with this SHA-256."""
+    if sha256(path) != expected:
+        raise CamlError(f"wrong checksum: {path}", f"SHA-256 {expected}", remedy)
 
 
 def read_sums(file: Path) -> dict[str, str]:
-    """Relative path to SHA-256, from lines as `sha256sum` writes them; nothing when there is no such file.
-
-    Raises:
-        CamlError: a line that is not a checksum and a path.
-    """
-    if not file.is_file():
-        return {}
-    pairs = [line.split(maxsplit=1) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if broken := [pair for pair in pairs if len(pair) != 2]:
-        raise CamlError(
-            what=f"{file} has a line without a path: {broken[0][0][:80]}",
-            expected="a checksum and a path in each line",
-            remedy="write it anew with sha256sum, or delete it",
-        )
+    """Relative path to SHA-256, from lines as `sha256sum` writes them; nothing when there is no such file."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    pairs = [line.split(maxsplit=1) for line in lines if line.strip()]
     return {path.lstrip("*").removeprefix("./"): digest for digest, path in pairs}
 
 
@@ -112,12 +126,9 @@ def write_text(path: Path, text: str) -> None:
 
 def save_npz(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
     """Save arrays and a JSON-able `meta` in one uncompressed npz (each member carries a CRC-32)."""
-    record = json.dumps(
-        {"meta": dict(meta), "arrays": sorted(arrays)}, sort_keys=True
-    )  # names: a damaged index can lose one
-    packed = {_META: np.frombuffer(record.encode(), dtype=np.uint8), **arrays}
+    record = json.dumps({"meta": dict(meta), "arrays": sorted(arrays)})  # names: a damaged index can lose one
     with atomic(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, **packed)  # type: ignore[arg-type]
+        np.savez(stream, **{META: np.frombuffer(record.encode(), np.uint8), **arrays})  # type: ignore[arg-type]
 
 
 def load_npz(path: Path, expect_meta: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -126,33 +137,26 @@ def load_npz(path: Path, expect_meta: Mapping[str, Any]) -> dict[str, np.ndarray
     Raises:
         CamlError: the file is missing, truncated, fails its CRC, or its meta differs from `expect_meta`.
     """
+    expected, remedy = "a whole npz, made from exactly these weights, data and settings", "delete it; it is made again"
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        record = json.loads(arrays.pop(_META).tobytes())
-        meta = record["meta"]
-        if record["arrays"] != sorted(arrays):
-            raise ValueError(f"it holds {sorted(arrays)}, not {record['arrays']}")
+        record = json.loads(arrays.pop(META).tobytes())
+        meta, complete = record["meta"], record["arrays"] == sorted(arrays)
     except (OSError, LookupError, TypeError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        # RuntimeError and its child NotImplementedError: a damaged header that claims encryption or a later zip version
-        raise CamlError(
-            what=f"cache file {path} is missing or broken ({error})",
-            expected="a whole npz written by this package",
-            remedy="delete the file; it is made again",
-        ) from error
+        # RuntimeError and its child NotImplementedError: a damaged header that claims encryption or a later version
+        raise CamlError(f"cache file {path} is missing or broken ({error})", expected, remedy) from error
     wanted = json.loads(json.dumps(dict(expect_meta)))
-    if meta != wanted:
+    if meta != wanted or not complete:
         differs = {k: (meta.get(k), wanted.get(k)) for k in {*meta, *wanted} if meta.get(k) != wanted.get(k)}
-        raise CamlError(
-            what=f"cache file {path} was made for something else: {differs} (found, wanted)",
-            expected="a cache of exactly these weights, data and settings",
-            remedy="delete the file; it is made again",
-        )
+        raise CamlError(f"cache file {path} was made for something else: {differs} (found, wanted)", expected, remedy)
     return arrays
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Save tensors and a JSON-able `meta` as one safetensors file, atomically."""
+    from safetensors.torch import save_file
+
     with atomic(path) as temporary:
         packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(packed, temporary, metadata={"meta": json.dumps(dict(meta))})
@@ -162,18 +166,15 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Load what `save_checkpoint` wrote.
 
     Raises:
-        CamlError: the file is broken.
+        CamlError: the file is missing or broken.
     """
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, json.loads((file.metadata() or {})["meta"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise CamlError(
-            what=f"checkpoint {path} is missing or broken ({error})",
-            expected="a whole safetensors file written by this package",
-            remedy="delete it and start again",
-        ) from error
+        what = f"checkpoint {path} is missing or broken ({error})"
+        raise CamlError(what, "a whole safetensors file written by this package", "delete it, start again") from error
 
 
 def hash_state(state: Mapping[str, Tensor]) -> str:

@@ -36,10 +36,8 @@ print(digest.hexdigest())
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder, and blocks of 4 scenes drawn in this process to keep the tests quick."""
+    """An empty cache folder."""
     monkeypatch.setenv("CAML_CACHE", str(tmp_path))
-    monkeypatch.setattr(birdscapes, "BLOCK", 4)
-    monkeypatch.setattr(birdscapes, "IN_PROCESS", 1000)
     return tmp_path
 
 
@@ -192,12 +190,20 @@ def test_no_minority_at_rho_one() -> None:
 def test_worker_processes_draw_the_same(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     here = load(**TINY)[0].content_hash()
     monkeypatch.setenv("CAML_CACHE", str(cache / "elsewhere"))
-    monkeypatch.setattr(birdscapes, "IN_PROCESS", 0)
-    monkeypatch.setattr(birdscapes, "BLOCK", 64)  # worker processes import the module afresh
+    monkeypatch.setattr(birdscapes, "CHUNK", 4)
     assert load(**TINY)[0].content_hash() == here
 
 
-def test_broken_and_foreign_blocks_are_drawn_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_scenes_are_added_to_those_that_are_there(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    at_once = load(**TINY)[0].content_hash()
+    monkeypatch.setenv("CAML_CACHE", str(cache / "elsewhere"))
+    few = load(**{**TINY, "n_train": 8})[0]
+    assert load(**TINY)[0].content_hash() == at_once
+    monkeypatch.setattr(birdscapes, "draw", None)
+    assert load(**{**TINY, "n_train": 8})[0].content_hash() == few.content_hash()
+
+
+def test_broken_and_foreign_files_are_drawn_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fresh = load(**TINY)[0].content_hash()
@@ -208,10 +214,10 @@ def test_broken_and_foreign_blocks_are_drawn_again(cache: Path, monkeypatch: pyt
     changed[len(whole) // 2] ^= 1
     for content in (whole[:100], bytes(changed), b"", files[-1].read_bytes()):
         files[0].write_bytes(content)
-        with pytest.warns(UserWarning, match="drawing 1 cached blocks again"):
+        with pytest.warns(UserWarning, match="drawing birds again"):
             assert load(**TINY)[0].content_hash() == fresh
     monkeypatch.setattr(birdscapes, "SOURCE", "another program")
-    with pytest.warns(UserWarning, match=f"drawing {len(files)} cached blocks again"):
+    with pytest.warns(UserWarning, match="drawing birds again"):
         load(**TINY)
 
 

@@ -10,20 +10,10 @@ from typing import TYPE_CHECKING, Any
 from caml_core.errors import CamlError
 
 if TYPE_CHECKING:
-    from caml_core.data.dataset import GroupDataset
+    from caml_core.groups import GroupDataset
 
-DATASETS = (
-    "birdscapes",
-    "celeba",
-    "civilcomments",
-    "dominoes",
-    "folder",
-    "madlibs",
-    "metashift",
-    "spuco_animals",
-    "spuco_mnist",
-    "waterbirds",
-)
+DATASETS = ("birdscapes", "celeba", "civilcomments", "dominoes", "folder", "madlibs", "metashift", "spuco_animals",
+            "spuco_mnist", "waterbirds")  # fmt: skip
 
 
 def load(name: str, **options: Any) -> tuple[GroupDataset, GroupDataset, GroupDataset]:
@@ -47,17 +37,11 @@ def loader(name: str, options: Iterable[str]) -> Callable[..., Any]:
         CamlError: unknown name or option.
     """
     if name not in DATASETS:
-        raise CamlError(
-            what=f"unknown dataset {name!r}",
-            expected="one of " + ", ".join(DATASETS),
-            remedy="check the spelling; your own images: load('folder', path=...)",
-        )
+        remedy = "check the spelling; your own images: load('folder', path=...)"
+        raise CamlError(f"unknown dataset {name!r}", "one of " + ", ".join(DATASETS), remedy)
     load_it: Callable[..., Any] = importlib.import_module(f"caml_core.data.{name}").load
     known = inspect.signature(load_it).parameters
     if unknown := sorted(set(options) - set(known)):
-        raise CamlError(
-            what=f"dataset {name!r} has no option {', '.join(unknown)}",
-            expected="one of " + ", ".join(known),
-            remedy="check the spelling of the option",
-        )
+        what, expected = f"dataset {name!r} has no option {', '.join(unknown)}", "one of " + ", ".join(known)
+        raise CamlError(what, expected, "check the spelling of the option")
     return load_it

@@ -9,49 +9,38 @@ scenes of each group and changes none of them.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import warnings
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import PIL
 
-from caml_core.data import scenery
+from caml_core import store
+from caml_core.data import backgrounds, scenery
 from caml_core.data.scenery import COLOURS, SPLITS, Attributes, check_size, draw
 from caml_core.errors import CamlError
 
 if TYPE_CHECKING:
-    from caml_core.data.dataset import GroupDataset
+    from caml_core.groups import GroupDataset
 
 BIRDS = ("landbird", "waterbird")
 BACKGROUNDS = ("land", "water")
 SIZES = ("small", "big")
 FACINGS = ("left", "right")
-BLOCK = 64  # images in a cache file: few files, yet little is drawn that nobody asked for
-IN_PROCESS = 4  # up to this many missing blocks are drawn before worker processes would have started
+CHUNK = 64  # scenes drawn by a worker process at a time
+SOURCE = hashlib.sha256("".join(map(inspect.getsource, (scenery, backgrounds))).encode()).hexdigest()
 
-SOURCE = hashlib.sha256(Path(scenery.__file__).read_bytes()).hexdigest()  # another program never reuses our pictures
-
-Arrays = dict[str, npt.NDArray[Any]]
-
-
-# ---- captions ----------------------------------------------------------------------------------------------
+Arrays = dict[str, np.ndarray]
 
 
 def caption(attributes: Attributes, include: Iterable[str] = Attributes._fields) -> str:
-    """Say what a scene shows, such as "a small red waterbird facing left on water".
-
-    `include` chooses among the attributes; without "bird" the kind is left open: "a red bird on water".
-    """
+    """Say what of a scene `include` names: "a small red waterbird facing left on water", "a red bird on water"."""
     include = set(include)
     if unknown := include - set(Attributes._fields):
-        raise CamlError(
-            what=f"a caption cannot include {', '.join(sorted(unknown))}",
-            expected="some of " + ", ".join(Attributes._fields),
-            remedy="check the spelling",
-        )
+        what = f"a caption cannot include {', '.join(sorted(unknown))}"
+        raise CamlError(what, f"some of {', '.join(Attributes._fields)}", "check the spelling")
     words = [SIZES[attributes.size]] if "size" in include else []
     words += [list(COLOURS)[attributes.colour]] if "colour" in include else []
     words += [BIRDS[attributes.bird] if "bird" in include else "bird"]
@@ -66,31 +55,6 @@ def captions(dataset: GroupDataset) -> list[str]:
     return [caption(Attributes(*row)) for row in zip(*columns, strict=True)]
 
 
-# ---- dataset -----------------------------------------------------------------------------------------------
-
-
-class Block(NamedTuple):
-    """Scenes `number * BLOCK` and following of one group: what one cache file holds."""
-
-    size: int
-    seed: int
-    split: str
-    bird: int
-    background: int
-    number: int
-
-    def path(self) -> Path:
-        """Where the block is cached."""
-        from caml_core.store import cache_dir
-
-        folder = cache_dir() / "birdscapes" / f"{self.size}px-seed{self.seed}" / self.split
-        return folder / f"{BIRDS[self.bird]}-{BACKGROUNDS[self.background]}-{self.number:04d}.npz"
-
-    def meta(self) -> dict[str, Any]:
-        """What has to agree before a file is used: the request, the program and its libraries."""
-        return {**self._asdict(), "source": SOURCE, "numpy": np.__version__, "pillow": PIL.__version__}
-
-
 def group_counts(n: int, rho: float) -> dict[tuple[int, int], int]:
     """Examples of each group (bird, background) among n: classes are balanced, and so are minority groups."""
     minority = round((1 - rho) * n)
@@ -101,114 +65,80 @@ def group_counts(n: int, rho: float) -> dict[tuple[int, int], int]:
     return counts
 
 
-def draw_block(block: Block) -> Arrays:
-    """Draw a block: `x` uint8 (BLOCK, size, size, 3) and `attributes` int64 (BLOCK, 5)."""
-    first = block.number * BLOCK
-    options: dict[str, Any] = {"seed": block.seed, "split": block.split, "size": block.size}
-    scenes = [draw(block.bird, block.background, k, **options) for k in range(first, first + BLOCK)]
-    images, attributes = zip(*scenes, strict=True)
-    return {"x": np.stack(images), "attributes": np.array(attributes)}
+def scenes(n: int, bird: int, background: int, progress: bool = False, **options: Any) -> Arrays:
+    """The first n scenes of a group: `x` uint8 (n, size, size, 3) and `attributes` int64 (n, 5).
 
+    They come from the cache as far as it goes; the others are drawn on all cores and added to it.
 
-def get_blocks(blocks: Sequence[Block], progress: bool) -> dict[Block, Arrays]:
-    """All `blocks`, from the cache where possible; the others are drawn in parallel and saved one by one."""
-    from caml_core.store import load_npz, save_npz
-
-    have: dict[Block, Arrays] = {}
-    unusable: list[str] = []
-    for block in blocks:
-        if (path := block.path()).exists():
-            try:
-                have[block] = load_npz(path, block.meta())
-            except CamlError as error:
-                unusable.append(error.what)
-    if unusable:
-        warnings.warn(f"drawing {len(unusable)} cached blocks again; first reason: {unusable[0]}", stacklevel=3)
-    missing = [block for block in blocks if block not in have]
-    if not missing:
-        return have
+    Args:
+        options: seed, split and size, as `caml_core.data.scenery.draw` takes them.
+    """
     from joblib import Parallel, cpu_count, delayed
     from tqdm.auto import tqdm
 
-    jobs = 1 if len(missing) <= IN_PROCESS else min(cpu_count(), len(missing))
-    drawn = Parallel(n_jobs=jobs, return_as="generator")(delayed(draw_block)(block) for block in missing)
-    with tqdm(total=BLOCK * len(missing), desc="drawing birds", unit="image", disable=not progress) as bar:
-        for block, arrays in zip(missing, drawn, strict=True):
-            save_npz(block.path(), arrays, block.meta())
-            have[block] = arrays
-            bar.update(BLOCK)
-    return have
+    # Another program never reuses our pictures, nor do other libraries.
+    meta = {"bird": bird, "background": background, **options, "source": SOURCE}
+    meta |= {"numpy": np.__version__, "pillow": PIL.__version__}
+    folder = store.cache_dir() / "birdscapes" / f"{options['size']}px-seed{options['seed']}"
+    path = folder / f"{options['split']}-{BIRDS[bird]}-{BACKGROUNDS[background]}.npz"
+    parts: list[Arrays] = []
+    if path.exists():
+        try:
+            parts.append(store.load_npz(path, meta))
+        except CamlError as error:
+            warnings.warn(f"drawing birds again: {error.what}", stacklevel=3)
+    todo = range(sum(len(part["x"]) for part in parts), n)
+    if todo:
+        chunks = [todo[at : at + CHUNK] for at in range(0, len(todo), CHUNK)]
+        jobs = 1 if len(chunks) <= 2 else min(cpu_count(), len(chunks))  # drawn before processes would have started
+        work = (delayed(draw_scenes)(chunk, bird, background, **options) for chunk in chunks)
+        drawn = Parallel(n_jobs=jobs, return_as="generator")(work)
+        bar = tqdm(drawn, f"drawing {path.stem}", len(chunks), unit_scale=CHUNK, unit="image", disable=not progress)
+        parts += bar
+        store.save_npz(path, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, meta)
+    return {name: np.concatenate([part[name] for part in parts])[:n] for name in parts[0]}
 
 
-def assemble(split: str, seed: int, groups: Sequence[tuple[int, Sequence[Arrays]]]) -> GroupDataset:
-    """A split with the first n scenes of each group's blocks, in random order; `groups` lists (n, blocks)."""
-    import torch
-
-    from caml_core.data.dataset import GroupDataset
-
-    rows = {
-        name: np.concatenate([np.concatenate([b[name] for b in blocks])[:n] for n, blocks in groups if n])
-        for name in ("x", "attributes")
-    }
-    order = np.random.default_rng([seed, SPLITS.index(split)]).permutation(len(rows["x"]))
-    images = np.ascontiguousarray(rows["x"][order].transpose(0, 3, 1, 2))
-    columns = torch.from_numpy(rows["attributes"][order].astype(np.int64))
-    extra = {name: columns[:, i].clone() for i, name in enumerate(Attributes._fields)}
-    return GroupDataset(
-        torch.from_numpy(images),
-        extra["bird"],
-        extra["background"],
-        class_names=BIRDS,
-        attribute_names=BACKGROUNDS,
-        extra=extra,
-        source=f"birdscapes, drawn by the program: {split}, seed {seed}, {images.shape[-1]} px",
-    )
+def draw_scenes(numbers: Iterable[int], bird: int, background: int, **options: Any) -> Arrays:
+    """Draw some scenes of a group, see `scenes`."""
+    images, attributes = zip(*(draw(bird, background, k, **options) for k in numbers), strict=True)
+    return {"x": np.stack(images), "attributes": np.array(attributes)}
 
 
 def load(
-    *,
-    rho: float = 0.95,
-    n_train: int = 3000,
-    n_val: int = 600,
-    n_test: int = 1200,
-    size: int = 48,
-    seed: int = 0,
+    *, rho: float = 0.95, n_train: int = 3000, n_val: int = 600, n_test: int = 1200, size: int = 48, seed: int = 0,
     progress: bool = True,
-) -> tuple[GroupDataset, GroupDataset, GroupDataset]:
+) -> tuple[GroupDataset, GroupDataset, GroupDataset]:  # fmt: skip
     """The training, validation and test splits, drawn on first use and cached in the user's cache folder.
+
+    x is uint8 (n, 3, size, size); the columns of `Attributes` are in `extra`.
 
     Args:
         rho: share of majority examples (a == y) in training, 0.5 to 1; the other splits are balanced.
         n_train, n_val, n_test: examples in each split, at least 4.
         size: side of the images in pixels, at least 16.
         seed: seed of the scenes and of the order of the rows, 0 or more.
-        progress: show a bar while something is drawn.
-
-    Returns:
-        Three splits with x uint8 (n, 3, size, size) and the columns of `Attributes` in `extra`.
     """
-    from caml_core.data.dataset import check_rho
+    import torch
+
+    from caml_core.groups import GroupDataset, check_rho
 
     check_rho(rho)
     check_size(size)
-    lengths = dict(zip(SPLITS, (n_train, n_val, n_test), strict=True))
-    for split, n in lengths.items():
-        if n < 4:
-            raise CamlError(
-                what=f"n_{split} = {n}",
-                expected="at least 4 examples, one for each group of a balanced split",
-                remedy=f"choose for example n_{split}=600",
-            )
-    counts = {split: group_counts(n, rho if split == "train" else 0.5) for split, n in lengths.items()}
-    blocks = {
-        (split, group): [Block(size, seed, split, *group, number) for number in range(-(-count // BLOCK))]
-        for split in SPLITS
-        for group, count in counts[split].items()
-    }
-    arrays = get_blocks([block for wanted in blocks.values() for block in wanted], progress)
+    names: dict[str, Any] = {"class_names": BIRDS, "attribute_names": BACKGROUNDS}
     splits = []
-    for split in SPLITS:
-        groups = [(n, [arrays[block] for block in blocks[split, group]]) for group, n in counts[split].items()]
-        splits.append(assemble(split, seed, groups))
+    for k, (split, n) in enumerate(zip(SPLITS, (n_train, n_val, n_test))):
+        if n < 4:
+            expected = "at least 4 examples, one for each group of a balanced split"
+            raise CamlError(f"n_{split} = {n}", expected, f"choose for example n_{split}=600")
+        counts = group_counts(n, rho if split == "train" else 0.5)
+        options: dict[str, Any] = {"size": size, "seed": seed, "split": split, "progress": progress}
+        groups = [scenes(count, *group, **options) for group, count in counts.items() if count]
+        order = np.random.default_rng([seed, k]).permutation(n)
+        images, attributes = (np.concatenate([group[name] for group in groups])[order] for name in ("x", "attributes"))
+        extra = {name: torch.from_numpy(attributes[:, i].copy()) for i, name in enumerate(Attributes._fields)}
+        x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        names["source"] = f"birdscapes, drawn by the program: {split}, seed {seed}, {size} px"
+        splits.append(GroupDataset(x, extra["bird"], extra["background"], extra=extra, **names))
     train, val, test = splits
     return train, val, test

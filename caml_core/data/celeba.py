@@ -9,37 +9,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from caml_core.data.catalogue import locate
-from caml_core.data.folder import Splits, Table, codes, compare_counts, read_csv, split_codes, splits_of
+from caml_core.data.find import locate
+from caml_core.data.folder import Splits, Table, compare_counts, splits_of
+from caml_core.data.listing import LINE, Columns, codes, read_csv, split_codes
+from caml_core.data.sources import Where
 from caml_core.errors import CamlError
 
 CLASSES, ATTRIBUTES = ("not blond", "blond"), ("female", "male")
-PUBLISHED = {
-    "train": (71629, 66874, 22880, 1387),
-    "val": (8535, 8276, 2874, 182),
-    "test": (9767, 7535, 2480, 180),
-}
+PUBLISHED = {"train": (71629, 66874, 22880, 1387), "val": (8535, 8276, 2874, 182), "test": (9767, 7535, 2480, 180)}
 BINARY = {"-1": 0, "0": 0, "1": 1}
 IMAGE_FOLDERS = ("img_align_celeba/img_align_celeba", "img_align_celeba", "Img/img_align_celeba")
 
 
 def load(
-    *,
-    data_dir: str | Path | None = None,
-    seed: int = 0,
-    size: int = 224,
-    check_counts: bool = True,
-    progress: bool = True,
+    *, data_dir: Where = None, seed: int = 0, size: int = 224, check_counts: bool = True, progress: bool = True
 ) -> Splits:
     """The official splits: x uint8 (N, 3, size, size), y blond hair, a male.
 
     Four layouts of the labels are read: the authors' `list_attr_celeba.txt` and `list_eval_partition.txt` (also in
     their folders `Anno` and `Eval`), the same two as csv (Kaggle, WILDS), a `list_attr_celeba.csv` with a column
     `partition`, and DFR's `celeba_metadata.csv` (or `metadata.csv`) with `img_filename, y, split, place`, which
-    `caml_core.data.hub` writes, too. Images lie in `img_align_celeba`, which Kaggle nests once more.
+    `caml_core.data.sources` writes, too. Images lie in `img_align_celeba`, which Kaggle nests once more.
 
     Args:
-        data_dir: see `caml_core.data.catalogue.locate`.
+        data_dir: see `caml_core.data.find.locate`.
         seed: changes nothing; the splits are given.
         size: at 224 pixels the packed images take 30 GB.
         check_counts: compare the group counts with the published ones; False for a part of the dataset.
@@ -48,59 +41,42 @@ def load(
         CamlError: not found, other counts than published, labels or an image that cannot be used.
     """
     folder = locate("celeba", data_dir)
-    names, y, a, split, file = _labels(folder)
+    columns, file = _labels(folder)
+    names = columns["image_id"]
     images = [folder / name for name in IMAGE_FOLDERS if (folder / name / names[0]).is_file()]
     if not images:
-        raise CamlError(
-            what=f"no image {names[0]} in {folder}",
-            expected="the images in " + " or ".join(IMAGE_FOLDERS),
-            remedy="extract img_align_celeba.zip there",
-        )
-    table = Table(
-        [images[0] / name for name in names],
-        codes(y, BINARY, "Blond_Hair", file),
-        codes(a, BINARY, "Male", file),
-        split_codes(split, file),
-    )
+        expected = "the images in " + " or ".join(IMAGE_FOLDERS)
+        raise CamlError(f"no image {names[0]} in {folder}", expected, "extract img_align_celeba.zip there")
+    y, a = (codes(columns, name, BINARY, file) for name in ("Blond_Hair", "Male"))
+    table = Table([images[0] / name for name in names], y, a, split_codes(columns, file))
     if check_counts:
         compare_counts(table, "CelebA", PUBLISHED, CLASSES, ATTRIBUTES)
-    return splits_of(
-        table,
-        "CelebA",
-        class_names=CLASSES,
-        attribute_names=ATTRIBUTES,
-        majority=((1, 1), (1, 0)),
-        size=size,
-        progress=progress,
-    )
+    return splits_of(table, "CelebA", CLASSES, ATTRIBUTES, ((1, 1), (1, 0)), size=size, progress=progress)
 
 
-def _labels(folder: Path) -> tuple[list[str], list[str], list[str], list[str], Path]:
-    """Columns image, blond, male and split as text, and the file they are from."""
+def _labels(folder: Path) -> tuple[Columns, Path]:
+    """Columns image_id, Blond_Hair, Male and split, and the file they are from."""
     for name in ("celeba_metadata.csv", "metadata.csv"):
         if (file := folder / name).exists():
             columns = read_csv(file, ("img_filename", "y", "split", "place"))
-            return columns["img_filename"], columns["y"], columns["place"], columns["split"], file
+            names = {"image_id": "img_filename", "Blond_Hair": "y", "Male": "place", "split": "split", LINE: LINE}
+            return {new: columns[old] for new, old in names.items()}, file
     if (file := folder / "list_attr_celeba.csv").exists():
-        columns = read_csv(file, ("image_id", "Blond_Hair", "Male"))
-        if "partition" in columns:
-            partition = dict(zip(columns["image_id"], columns["partition"]))
-        else:
+        columns = listed = read_csv(file, ("image_id", "Blond_Hair", "Male"))
+        if "partition" not in columns:
             listed = read_csv(folder / "list_eval_partition.csv", ("image_id", "partition"))
-            partition = dict(zip(listed["image_id"], listed["partition"]))
+        partition = dict(zip(listed["image_id"], listed["partition"]))
     else:
         file = _find(folder, "list_attr_celeba.txt", "Anno")
         (count, *_), header, *rows = _words(file)
         columns = dict(zip(("image_id", *header), map(list, zip(*rows))))
         if count != str(len(rows)) or not {"Blond_Hair", "Male"} <= columns.keys():
-            raise CamlError(
-                what=f"{file} has {len(rows)} rows and columns {', '.join(header[:5])}, ...",
-                expected=f"{count} rows as its first line says, with columns Blond_Hair and Male",
-                remedy="fetch the file again",
-            )
+            what = f"{file} has {len(rows)} rows and columns {', '.join(header[:5])}, ..."
+            expected = f"{count} rows as its first line says, with columns Blond_Hair and Male"
+            raise CamlError(what, expected, "fetch the file again")
+        columns[LINE] = [str(i) for i in range(3, len(rows) + 3)]
         partition = {row[0]: row[1] for row in _words(_find(folder, "list_eval_partition.txt", "Eval"))}
-    names = columns["image_id"]
-    return names, columns["Blond_Hair"], columns["Male"], [partition.get(name, "missing") for name in names], file
+    return {**columns, "split": [partition.get(name, "missing") for name in columns["image_id"]]}, file
 
 
 def _find(folder: Path, name: str, part: str) -> Path:
@@ -112,16 +88,10 @@ def _words(file: Path) -> list[list[str]]:
     try:
         lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise CamlError(
-            what=f"cannot read {file}: {error}",
-            expected="list_attr_celeba and list_eval_partition, both as .txt or both as .csv",
-            remedy="put the missing one beside the other",
-        ) from error
+        expected = "list_attr_celeba and list_eval_partition, both as .txt or both as .csv"
+        raise CamlError(f"cannot read {file}: {error}", expected, "put the missing one beside the other") from error
     lines = [words for words in lines if words]
     if len(lines) < 3 or len({len(words) for words in lines[2:]}) != 1:
-        raise CamlError(
-            what=f"{file} has lines of different lengths, or too few",
-            expected="the authors' file, one image a line",
-            remedy="fetch the file again",
-        )
+        what, expected = f"{file} has lines of different lengths, or too few", "the authors' file, one image a line"
+        raise CamlError(what, expected, "fetch the file again")
     return lines

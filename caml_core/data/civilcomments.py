@@ -10,16 +10,19 @@ separately, 16 overlapping groups; here, as in the papers of the book, there are
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from caml_core.data.catalogue import locate
-from caml_core.data.dataset import GroupDataset
+from caml_core.data.find import locate
+from caml_core.data.sentences import encode_splits, tokenise
+from caml_core.data.sources import Where
 from caml_core.errors import CamlError
+from caml_core.groups import GroupDataset
 
+FETCH = "python -m caml_core data fetch civilcomments"
 FILE = "all_data_with_identities.csv"
 IDENTITIES = ("male", "female", "LGBTQ", "christian", "muslim", "other_religions", "black", "white")
 SPLITS = ("train", "val", "test")
@@ -33,24 +36,17 @@ PUBLISHED = {
 
 
 def load(
-    *,
-    encode: str = "tokens",
-    model: str = "google-bert/bert-base-uncased",
-    length: int = 300,
-    n_train: int | None = None,
-    n_val: int | None = None,
-    n_test: int | None = None,
-    seed: int = 0,
-    check_counts: bool = True,
-    data_dir: str | Path | None = None,
-) -> tuple[GroupDataset, GroupDataset, GroupDataset]:
+    *, encode: str = "tokens", model: str = "google-bert/bert-base-uncased", length: int = 300,
+    n_train: int | None = None, n_val: int | None = None, n_test: int | None = None, seed: int = 0,
+    check_counts: bool = True, data_dir: Where = None,
+) -> tuple[GroupDataset, GroupDataset, GroupDataset]:  # fmt: skip
     """Load CivilComments: x int16 (N, length) word pieces of `model`, y (not toxic, toxic), a (no identity, identity).
 
-    The file is read as a stream; only the word pieces are kept (all: 270 MB). `extra["row"]` is the row in the file.
+    `extra["row"]` is the row in the file.
 
     Args:
         encode: "tokens", or "sentence": x float32 (N, 384), MiniLM's vectors, which need no `model` and no download
-            (see `caml_core.text`; about 20 comments a second on one CPU core, so ask for a sample).
+            (see `caml_core.data.sentences`; about 20 comments a second on one CPU core, so ask for a sample).
         model: a BERT of the Hub or a folder; the network must be the same.
         length: word pieces kept of each comment; 300 is published.
         check_counts: compare with `PUBLISHED`; False for a part of the file.
@@ -59,39 +55,21 @@ def load(
     Raises:
         CamlError: an option out of range, no file, not its columns, or other sizes than the published ones.
     """
-    from caml_core.text import MINILM, check_encode, encode_splits, tokenise
-
-    check_encode(encode, ("tokens", "sentence"))
     file = locate("civilcomments", data_dir) / FILE
-    y, a, split_of = _labels(file)
+    text, y, a, split_of = read(file)
     if check_counts:
         compare_counts(y, a, split_of)
-    rng = np.random.default_rng([seed, 0xC1C])
-    rows = []
+    names: dict[str, Any] = {"class_names": CLASSES, "attribute_names": ATTRIBUTES, "source": f"WILDS, {FILE}"}
+    rng, examples = np.random.default_rng([seed, 0xC1C]), []
     for split, n in zip(SPLITS, (n_train, n_val, n_test)):
-        mine = np.flatnonzero(split_of == split)
-        if n is not None and not 0 < n <= len(mine):
-            raise CamlError(
-                what=f"n_{split}={n}",
-                expected=f"1 to {len(mine)}, the size of the split",
-                remedy=f"ask for fewer, or leave n_{split} out for all",
-            )
-        rows.append(mine if n is None else np.sort(rng.permutation(mine)[:n]))
-    kept = np.sort(np.concatenate(rows))
-    ids = tokenise(_text(file, kept), len(kept), length, model if encode == "tokens" else MINILM)
-    examples = []
-    for mine in rows:
-        examples.append(
-            GroupDataset(
-                ids[torch.from_numpy(np.searchsorted(kept, mine))],
-                torch.from_numpy(y[mine]),
-                torch.from_numpy(a[mine]),
-                class_names=CLASSES,
-                attribute_names=ATTRIBUTES,
-                extra={"row": torch.from_numpy(mine)},
-                source=f"CivilComments of WILDS, {FILE}",
-            )
-        )
+        rows = np.flatnonzero(split_of == split)
+        if n is not None and not 0 < n <= len(rows):
+            expected = f"1 to {len(rows)}, the size of the split"
+            raise CamlError(f"n_{split}={n}", expected, f"ask for fewer, or leave n_{split} out for all")
+        rows = rows if n is None else np.sort(rng.permutation(rows)[:n])
+        chunks = (text.take(rows[at : at + 1000]).to_pylist() for at in range(0, len(rows), 1000))
+        x = tokenise(chunks, len(rows), length, model if encode == "tokens" else None)
+        examples.append(GroupDataset(x, y[rows], a[rows], extra={"row": torch.from_numpy(rows)}, **names))
     train, val, test = encode_splits(examples, encode)
     return train, val, test
 
@@ -102,69 +80,28 @@ def compare_counts(y: np.ndarray, a: np.ndarray, split_of: np.ndarray) -> None:
     A split of another size is an error. Another group count is a warning, since not all papers count the same
     identities.
     """
-    lines, sizes_agree, groups_agree = [], True, True
-    for split, published in PUBLISHED.items():
-        mine = split_of == split
-        found = np.bincount(2 * y[mine] + a[mine], minlength=4)
-        sizes_agree &= found.sum() == sum(published)
-        groups_agree &= tuple(found) == published
-        lines.append(f"{split} {found.tolist()} (published {list(published)})")
-    if not sizes_agree:
-        raise CamlError(
-            what="CivilComments with examples of each group " + ", ".join(lines),
-            expected="the sizes that WILDS published: "
-            + ", ".join(f"{split} {sum(n):,}" for split, n in PUBLISHED.items()),
-            remedy="python -m caml_core data fetch civilcomments",
-        )
-    if not groups_agree:
+    found = {split: np.bincount(2 * y[split_of == split] + a[split_of == split], minlength=4) for split in PUBLISHED}
+    lines = [f"{split} {n.tolist()} (published {list(PUBLISHED[split])})" for split, n in found.items()]
+    if any(n.sum() != sum(PUBLISHED[split]) for split, n in found.items()):
+        sizes = ", ".join(f"{split} {sum(n):,}" for split, n in PUBLISHED.items())
+        what = "CivilComments with examples of each group " + ", ".join(lines)
+        raise CamlError(what, f"the sizes that WILDS published: {sizes}", FETCH)
+    if any(tuple(n) != PUBLISHED[split] for split, n in found.items()):
         warnings.warn("groups of CivilComments differ from the published: " + ", ".join(lines), stacklevel=3)
 
 
-def _labels(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """y, a: int64 (N,), and the split of each row: str (N,)."""
+def read(file: Path) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
+    """The comments (of pyarrow), y and a: int64 (N,), and the split of each: str (N,)."""
     import pyarrow
     from pyarrow import compute, csv
 
+    columns = ["comment_text", "split", "toxicity", *IDENTITIES]
     try:
-        table = csv.read_csv(
-            file,
-            parse_options=csv.ParseOptions(newlines_in_values=True),
-            convert_options=csv.ConvertOptions(include_columns=["split", "toxicity", *IDENTITIES]),
-        )
-        y, *named = (
-            np.asarray(compute.fill_null(table[name].cast("float64"), 0.0)) >= 0.5 for name in ("toxicity", *IDENTITIES)
-        )
-        split_of = np.asarray(table["split"]).astype(str)
+        convert = csv.ConvertOptions(include_columns=columns, column_types={"comment_text": pyarrow.string()})
+        table = csv.read_csv(file, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=convert)
+        y, *named = (np.asarray(compute.fill_null(table[name].cast("float64"), 0.0)) >= 0.5 for name in columns[2:])
     except (pyarrow.ArrowException, KeyError) as error:
-        raise _not_the_file(file, error) from error
-    return y.astype(np.int64), np.any(named, axis=0).astype(np.int64), split_of
-
-
-def _text(file: Path, rows: np.ndarray) -> Iterator[list[str]]:
-    """Comments of the given rows (sorted), a block of the file at a time."""
-    import pyarrow
-    from pyarrow import csv
-
-    first = 0
-    try:
-        stream = csv.open_csv(
-            file,
-            parse_options=csv.ParseOptions(newlines_in_values=True),
-            convert_options=csv.ConvertOptions(
-                include_columns=["comment_text"], column_types={"comment_text": pyarrow.string()}
-            ),
-        )
-        for block in stream:
-            begin, end = np.searchsorted(rows, (first, first + len(block)))
-            yield block.column(0).take(pyarrow.array(rows[begin:end] - first)).to_pylist()
-            first += len(block)
-    except (pyarrow.ArrowException, KeyError) as error:
-        raise _not_the_file(file, error) from error
-
-
-def _not_the_file(file: Path, error: Exception) -> CamlError:
-    return CamlError(
-        what=f"{file} is not the file of CivilComments: {str(error)[:200]}",
-        expected="columns comment_text, split, toxicity, " + ", ".join(IDENTITIES),
-        remedy="python -m caml_core data fetch civilcomments",
-    )
+        what = f"{file} is not the file of CivilComments: {str(error)[:200]}"
+        raise CamlError(what, "columns " + ", ".join(columns), FETCH) from error
+    split_of = np.asarray(table["split"]).astype(str)
+    return table["comment_text"], y.astype(np.int64), np.any(named, axis=0).astype(np.int64), split_of

@@ -12,51 +12,27 @@ Validation and test sets carry no correlation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from caml_core.data.dataset import GroupDataset, assign_attributes, check_rho
-from caml_core.data.sources import SOURCES, Images, images
+from caml_core.data.sources import SOURCES, Images, Where, images
 from caml_core.errors import CamlError
+from caml_core.groups import GroupDataset, assign_attributes, check_rho
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
-    "hsfm": {
-        "classes": (1, 9),
-        "rho": 0.9,
-        "n_train": 8000,
-        "n_val": 2000,
-        "n_test": 2000,
-        "pairing": "exact",
-    },
-    "caml": {
-        "classes": tuple(range(10)),
-        "rho": 0.95,
-        "n_train": 44000,
-        "n_val": 1000,
-        "n_test": 2000,
-        "pairing": "shuffle",
-    },
+    "hsfm": {"classes": (1, 9), "rho": 0.9, "sizes": (8000, 2000, 2000), "pairing": "exact"},
+    "caml": {"classes": range(10), "rho": 0.95, "sizes": (44000, 1000, 2000), "pairing": "shuffle"},
 }
 TEST_POOL_PER_CLASS = 800  # the "caml" protocol draws its test set from so many images of each class
 
 
 def load(
-    *,
-    protocol: str = "hsfm",
-    top: str = "mnist",
-    bottom: str = "cifar10",
-    classes: Sequence[int] | None = None,
-    top_classes: Sequence[int] | None = None,
-    rho: float | None = None,
-    n_train: int | None = None,
-    n_val: int | None = None,
-    n_test: int | None = None,
-    seed: int = 0,
-    data_dir: str | Path | None = None,
-) -> tuple[GroupDataset, GroupDataset, GroupDataset]:
+    *, protocol: str = "hsfm", top: str = "mnist", bottom: str = "cifar10", classes: Sequence[int] | None = None,
+    top_classes: Sequence[int] | None = None, rho: float | None = None, n_train: int | None = None,
+    n_val: int | None = None, n_test: int | None = None, seed: int = 0, data_dir: Where = None,
+) -> tuple[GroupDataset, GroupDataset, GroupDataset]:  # fmt: skip
     """Build Dominoes: x uint8 (N, 3, 64, 32), y from the bottom, a from the top.
 
     Args:
@@ -72,17 +48,17 @@ def load(
         CamlError: see `caml_core.data.sources.images`; class lists that do not fit; too few images.
     """
     if protocol not in PROTOCOLS:
-        raise CamlError(
-            what=f"unknown Dominoes protocol {protocol!r}",
-            expected="one of " + ", ".join(PROTOCOLS),
-            remedy="check the spelling",
-        )
+        raise CamlError(f"unknown protocol {protocol!r}", "one of " + ", ".join(PROTOCOLS), "check the spelling")
     chosen = PROTOCOLS[protocol]
     classes = tuple(chosen["classes"] if classes is None else classes)
     top_classes = tuple(range(len(classes)) if top_classes is None else top_classes)
     rho = check_rho(chosen["rho"] if rho is None else rho)
-    sizes = [chosen[key] if n is None else n for key, n in (("n_train", n_train), ("n_val", n_val), ("n_test", n_test))]
-    _check_classes(bottom, classes, top, top_classes)
+    sizes = [size if n is None else n for size, n in zip(chosen["sizes"], (n_train, n_val, n_test))]
+    pairs = ((bottom, classes), (top, top_classes))
+    known = all(name in SOURCES and set(c) <= set(range(10)) and len(set(c)) == len(c) for name, c in pairs)
+    if not known or not len(classes) == len(top_classes) >= 2:
+        expected = f"two or more different classes in 0..9 of each, as many, from {', '.join(SOURCES)}"
+        raise CamlError(f"classes {pairs}", expected, "choose for example classes=(1, 9), top_classes=(0, 1)")
 
     rng = np.random.default_rng([seed, 0x0D0])
     n_classes = len(classes)
@@ -96,26 +72,22 @@ def load(
     top_train = _pools(tops["train"], top_classes, rng)
     top_test = _pools(tops["test"], top_classes, rng)
     cuts = [round(len(pool) * per_class[1] / max(1, sum(per_class[:2]))) for pool in top_train]
+    for_train = [p[per_class[1] :] for p in bottom_train], [p[c:] for p, c in zip(top_train, cuts)]
+    for_val = bottom_train, [p[:c] for p, c in zip(top_train, cuts)]
     plan = (
-        (
-            *("train", per_class[0], rho, chosen["pairing"]),
-            *([p[per_class[1] :] for p in bottom_train], [p[c:] for p, c in zip(top_train, cuts)]),
-        ),
-        (
-            *("train", per_class[1], 1 / n_classes, "exact"),
-            *(bottom_train, [p[:c] for p, c in zip(top_train, cuts)]),
-        ),
+        ("train", per_class[0], rho, chosen["pairing"], *for_train),
+        ("train", per_class[1], 1 / n_classes, "exact", *for_val),
         ("test", per_class[2], 1 / n_classes, "exact", bottom_test, top_test),
     )
+    names: dict[str, Any] = {
+        "class_names": [SOURCES[bottom].classes[c] for c in classes],
+        "attribute_names": [SOURCES[top].classes[c] for c in top_classes],
+    }
     splits = []
     for split, count, share, pairing, bottom_pools, top_pools in plan:
-        short = [SOURCES[bottom].classes[c] for c, pool in zip(classes, bottom_pools) if len(pool) < count]
-        if short:
-            raise CamlError(
-                what=f"{bottom} has too few images of {', '.join(short)} for {count} in one split",
-                expected=f"at least {count} left of each class",
-                remedy="ask for fewer with n_train, n_val or n_test",
-            )
+        if short := [name for name, pool in zip(names["class_names"], bottom_pools) if len(pool) < count]:
+            what = f"{bottom} has too few images of {', '.join(short)} for {count} in one split"
+            raise CamlError(what, f"at least {count} left of each class", "ask for fewer with n_train, n_val or n_test")
         y = np.repeat(np.arange(n_classes), count)
         a = assign_attributes(y, n_classes, share, rng, pairing)
         rows_bottom = np.concatenate([pool[:count] for pool in bottom_pools])
@@ -123,42 +95,12 @@ def load(
         for k, pool in enumerate(top_pools):
             rows_top[a == k] = np.resize(pool, int((a == k).sum()))
         order = rng.permutation(len(y))
-        x = np.concatenate(
-            [
-                _square(tops[split].pixels[rows_top[order]]),
-                _square(bottoms[split].pixels[rows_bottom[order]]),
-            ],
-            axis=2,
-        )
-        splits.append(
-            GroupDataset(
-                torch.from_numpy(x),
-                torch.from_numpy(y[order]),
-                torch.from_numpy(a[order]),
-                class_names=[SOURCES[bottom].classes[c] for c in classes],
-                attribute_names=[SOURCES[top].classes[c] for c in top_classes],
-                source=f"{bottom} from {bottoms[split].origin}; {top} from {tops[split].origin}",
-            )
-        )
+        halves = _square(tops[split].pixels[rows_top[order]]), _square(bottoms[split].pixels[rows_bottom[order]])
+        x = torch.from_numpy(np.concatenate(halves, axis=2))
+        source = f"{bottom} from {bottoms[split].origin}; {top} from {tops[split].origin}"
+        splits.append(GroupDataset(x, y[order], a[order], source=source, **names))
     train, val, test = splits
     return train, val, test
-
-
-def _check_classes(bottom: str, classes: tuple[int, ...], top: str, top_classes: tuple[int, ...]) -> None:
-    if len(classes) != len(top_classes):
-        raise CamlError(
-            what=f"{len(classes)} classes but {len(top_classes)} top_classes",
-            expected="lists of one length: bottom class k goes with top class k",
-            remedy="give as many top_classes as classes",
-        )
-    for name, chosen in ((bottom, classes), (top, top_classes)):
-        known = len(SOURCES[name].classes) if name in SOURCES else 0
-        if name not in SOURCES or len(set(chosen)) < max(2, len(chosen)) or not all(0 <= c < known for c in chosen):
-            raise CamlError(
-                what=f"classes {list(chosen)} of {name!r}",
-                expected=f"two or more different classes in 0..9 of one of {', '.join(SOURCES)}",
-                remedy="choose for example classes=(1, 9), top_classes=(0, 1)",
-            )
 
 
 def _pools(source: Images, classes: Sequence[int], rng: np.random.Generator) -> list[np.ndarray]:

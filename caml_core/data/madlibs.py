@@ -14,39 +14,30 @@ nasty words of training does not help it.
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from caml_core.data.catalogue import locate
-from caml_core.data.dataset import GroupDataset, check_rho
+from caml_core.data.find import locate
+from caml_core.data.sentences import encode_splits, tokenise
+from caml_core.data.sources import Where
 from caml_core.errors import CamlError
+from caml_core.groups import GroupDataset, check_rho
 
 FILE = "bias_madlibs_77k.csv"
 # Of the 50 identities in the file those that CivilComments annotates too: its eight columns, in the file's words.
 IDENTITIES = {
     "male": ("male",),
     "female": ("female",),
-    "LGBTQ": (
-        "lgbt",
-        "lgbtq",
-        "gay",
-        "lesbian",
-        "homosexual",
-        "bisexual",
-        "queer",
-        "trans",
-        "transgender",
-        "nonbinary",
-    ),
+    "LGBTQ": ("lgbt", "lgbtq", "gay", "lesbian", "homosexual", "bisexual", "queer", "trans", "transgender",
+              "nonbinary"),
     "christian": ("christian", "catholic", "protestant"),
     "muslim": ("muslim",),
     "other_religions": ("jewish", "buddhist", "sikh", "taoist"),
     "black": ("black", "african american"),
     "white": ("white",),
-}
+}  # fmt: skip
 NAMED = re.compile(r"\b(?:" + "|".join(word for words in IDENTITIES.values() for word in words) + r")\b", re.IGNORECASE)
 JUDGEMENT = {  # template: where the word stands that settles the label
     "name_adj": re.compile(r"^\S+ is a (\S+) "),
@@ -56,6 +47,7 @@ JUDGEMENT = {  # template: where the word stands that settles the label
     "verb_adj": re.compile(r"^(\S+) "),
     "am_hate_adj": re.compile(r"^i (\S+) "),
 }
+CLASSES, ATTRIBUTES = ("not bad", "bad"), ("no listed identity", "listed identity")
 LENGTH = 14  # word pieces of the longest sentence, with [CLS] and [SEP]
 
 
@@ -68,12 +60,8 @@ class Madlibs(NamedTuple):
     judgement: np.ndarray  # str (N,)
 
 
-def read(data_dir: str | Path | None = None) -> Madlibs:
-    """Read the file.
-
-    Raises:
-        CamlError: not found (`caml_core.data.catalogue.locate`), or without the columns, labels and templates it has.
-    """
+def read(data_dir: Where = None) -> Madlibs:
+    """Read the file; a `CamlError` when it is not found, or without the columns, labels and templates it has."""
     import pyarrow
     from pyarrow import csv
 
@@ -84,31 +72,23 @@ def read(data_dir: str | Path | None = None) -> Madlibs:
         y = np.array([("NOT_BAD", "BAD").index(row[1]) for row in rows])
         judgement = np.array([JUDGEMENT[row[2]].search(row[0])[1].lower() for row in rows])  # type: ignore[index]
     except (pyarrow.ArrowException, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise CamlError(
-            what=f"{file} is not the file of madlibs: {str(error)[:200]}",
-            expected="columns Text, Label (BAD, NOT_BAD) and Template (" + ", ".join(JUDGEMENT) + ")",
-            remedy="python -m caml_core data fetch madlibs",
-        ) from error
+        what = f"{file} is not the file of madlibs: {str(error)[:200]}"
+        expected = "columns Text, Label (BAD, NOT_BAD) and Template (" + ", ".join(JUDGEMENT) + ")"
+        raise CamlError(what, expected, "python -m caml_core data fetch madlibs") from error
     return Madlibs(text, y, np.array([NAMED.search(sentence) is not None for sentence in text]).astype(int), judgement)
 
 
 def load(
-    *,
-    encode: str = "sentence",
-    rho: float = 0.95,
-    n_train: int = 4000,
-    n_val: int = 1000,
-    n_test: int = 2000,
-    seed: int = 0,
-    data_dir: str | Path | None = None,
-) -> tuple[GroupDataset, GroupDataset, GroupDataset]:
+    *, encode: str = "sentence", rho: float = 0.95, n_train: int = 4000, n_val: int = 1000, n_test: int = 2000,
+    seed: int = 0, data_dir: Where = None,
+) -> tuple[GroupDataset, GroupDataset, GroupDataset]:  # fmt: skip
     """Build madlibs: x sentences as `encode` says, y (not bad, bad), a (no listed identity, listed identity).
 
-    `extra["row"]` is each sentence's row in `read().text`; `sentences` looks them up.
+    `extra["row"]` is each sentence's row in `read().text`.
 
     Args:
-        encode: "sentence", "words" or "tokens" (MiniLM's), see `caml_core.text`. The first two are computed once for
-            each draw of sentences (about 100 sentences a second on one core) and cached.
+        encode: "sentence" or "tokens" (MiniLM's), see `caml_core.data.sentences`. The first is computed once for each
+            draw of sentences (about 100 sentences a second on one core) and cached.
         rho: share of majority examples in training, for each label, in [0.5, 1].
         n_train, n_val, n_test: sizes (rounded down to even numbers); validation and test are balanced.
         seed: fixes which words judge in which split, and which sentences are drawn.
@@ -116,31 +96,19 @@ def load(
     Raises:
         CamlError: an option out of range, too many sentences asked for, no file, or no sentence encoder.
     """
-    from caml_core.text import check_encode, encode_splits, tokenise
-
     check_rho(rho)
-    check_encode(encode, ("sentence", "words", "tokens"))
     file = read(data_dir)
     rng = np.random.default_rng([seed, 0x3AD])
     words = split_words(file, rng)
     examples = []
     for split, n, share in (("train", n_train, rho), ("val", n_val, 0.5), ("test", n_test, 0.5)):
         mine = np.isin(file.judgement, words[split])
-        rows = rng.permutation(
-            np.concatenate([_draw(file, mine, split, label, n // 2, share, rng) for label in (0, 1)])
-        )
-        text = [file.text[row] for row in rows]
-        examples.append(
-            GroupDataset(
-                tokenise([text], len(text), LENGTH),
-                torch.from_numpy(file.y[rows]),
-                torch.from_numpy(file.a[rows]),
-                class_names=("not bad", "bad"),
-                attribute_names=("no listed identity", "listed identity"),
-                extra={"row": torch.from_numpy(rows)},
-                source=f"madlibs, {FILE}",
-            )
-        )
+        halves = [_draw(file, mine, split, label, n // 2, share, rng) for label in (0, 1)]
+        rows = rng.permutation(np.concatenate(halves))
+        x = tokenise([[file.text[row] for row in rows]], len(rows), LENGTH)
+        names: dict[str, Any] = {"class_names": CLASSES, "attribute_names": ATTRIBUTES, "source": f"madlibs, {FILE}"}
+        extra = {"row": torch.from_numpy(rows)}
+        examples.append(GroupDataset(x, file.y[rows], file.a[rows], extra=extra, **names))
     train, val, test = encode_splits(examples, encode)
     return train, val, test
 
@@ -155,12 +123,6 @@ def split_words(file: Madlibs, rng: np.random.Generator) -> dict[str, list[str]]
     return words
 
 
-def sentences(dataset: GroupDataset, data_dir: str | Path | None = None) -> list[str]:
-    """The sentences of a split made by `load`."""
-    text = read(data_dir).text
-    return [text[row] for row in dataset.extra["row"].tolist()]
-
-
 def _draw(
     file: Madlibs, mine: np.ndarray, split: str, label: int, n: int, share: float, rng: np.random.Generator
 ) -> np.ndarray:
@@ -169,10 +131,7 @@ def _draw(
     for a, count in ((label, round(share * n)), (1 - label, n - round(share * n))):
         pool = np.flatnonzero(mine & (file.y == label) & (file.a == a))
         if len(pool) < count:
-            raise CamlError(
-                what=f"{len(pool)} sentences for {count} of one group in {split}",
-                expected="no more than the file has",
-                remedy=f"ask for fewer with n_{split}",
-            )
+            what = f"{len(pool)} sentences for {count} of one group in {split}"
+            raise CamlError(what, "no more than the file has", f"ask for fewer with n_{split}")
         rows.append(rng.permutation(pool)[:count])
     return np.concatenate(rows)

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from caml_core.data.catalogue import locate
-from caml_core.data.folder import Splits, Table, image_files, splits_of
+from caml_core.data.find import locate
+from caml_core.data.folder import Splits, Table, splits_of
+from caml_core.data.listing import image_files
+from caml_core.data.sources import Where
 
 CLASSES = ("cat", "dog")
 ATTRIBUTES = ("sofa", "bed", "bench", "bike", "shelf")
@@ -22,11 +24,11 @@ FOLDERS = {"train": (("sofa", "bed"), ("bench", "bike")), "test": (("shelf",), (
 VALIDATION = 0.15  # of the test images
 
 
-def load(*, data_dir: str | Path | None = None, seed: int = 0, size: int = 224, progress: bool = True) -> Splits:
+def load(*, data_dir: Where = None, seed: int = 0, size: int = 224, progress: bool = True) -> Splits:
     """Cats and dogs: x uint8 (N, 3, size, size), y animal, a what it is on or with.
 
     Args:
-        data_dir: see `caml_core.data.catalogue.locate`.
+        data_dir: see `caml_core.data.find.locate`.
         seed: draws the validation images, 15% of the test images of each class; the rest is the test split. (DaC and
             HSFM draw 15% of both classes together, from files in the order in which the disk lists them.)
 
@@ -47,12 +49,6 @@ def load(*, data_dir: str | Path | None = None, seed: int = 0, size: int = 224, 
                     codes[rng.permutation(len(found))[: max(1, round(VALIDATION * len(found)))]] = 1
                 files += found
                 columns += [(y, ATTRIBUTES.index(context), int(code)) for code in codes]
-    return splits_of(
-        Table(files, *np.array(columns, dtype=np.int64).T),
-        "MetaShift, cats and dogs",
-        class_names=CLASSES,
-        attribute_names=ATTRIBUTES,
-        majority=((1, 1, 0, 0, 0), (0, 0, 1, 1, 0)),
-        size=size,
-        progress=progress,
-    )
+    table, majority = Table(files, *np.array(columns, dtype=np.int64).T), ((1, 1, 0, 0, 0), (0, 0, 1, 1, 0))
+    title = "MetaShift, cats and dogs"
+    return splits_of(table, title, CLASSES, ATTRIBUTES, majority, size=size, progress=progress)

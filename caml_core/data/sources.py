@@ -1,8 +1,8 @@
-"""Where real images come from: MNIST, Fashion-MNIST and CIFAR-10 in the layout of the Hugging Face Hub.
+"""Where real images come from: MNIST, Fashion-MNIST and CIFAR-10 as the Hugging Face Hub keeps them.
 
 `images(name, split)` looks, in this order, in the folder `$CAML_DATA` (laid out `<repository>/<file>`), in the Hub's
-cache on this machine, on the Hub itself, and, for Fashion-MNIST, where Debian's package puts it. Decoded pixels are
-kept once in the user's cache, keyed by the checksum of the file they came from.
+cache on this machine and on the Hub itself. Decoded pixels are kept once in the user's cache, keyed by the checksum of
+the file they came from.
 
 Rows are sorted by class and then by the SHA-256 of their pixels, so a seeded split does not depend on the order of
 rows in the file. It does depend on the pixels: a JPEG re-encoding of CIFAR-10 gives other splits than the original.
@@ -10,25 +10,29 @@ rows in the file. It does depend on the pixels: a JPEG re-encoding of CIFAR-10 g
 
 from __future__ import annotations
 
-import gzip
+import contextlib
 import hashlib
 import io
 import os
-import socket
-import urllib.parse
-import urllib.request
+import re
+import tomllib
 import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm.auto import tqdm
 
 from caml_core import store
 from caml_core.errors import CamlError
 
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+SHARD = re.compile(r"(?:^|/)(train|val|valid|validation|test)-\d+-of-\d+\.parquet$")
+ENTRIES = tomllib.loads(resources.files("caml_core.data").joinpath("catalogue.toml").read_text(encoding="utf-8"))
+Where = str | Path | None  # a data folder in place of $CAML_DATA
 
 
 class Source(NamedTuple):
@@ -39,34 +43,7 @@ class Source(NamedTuple):
     classes: tuple[str, ...]
 
 
-SOURCES = {
-    "mnist": Source("ylecun/mnist", "mnist", "image", (28, 28), tuple("0123456789")),
-    "fashion_mnist": Source(
-        "zalando-datasets/fashion_mnist",
-        "fashion_mnist",
-        "image",
-        (28, 28),
-        (
-            "t-shirt",
-            "trouser",
-            "pullover",
-            "dress",
-            "coat",
-            "sandal",
-            "shirt",
-            "sneaker",
-            "bag",
-            "ankle boot",
-        ),
-    ),
-    "cifar10": Source(
-        "uoft-cs/cifar10",
-        "plain_text",
-        "img",
-        (32, 32, 3),
-        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    ),
-}
+SOURCES = {name: Source(**entry) for name, entry in ENTRIES["images"].items()}
 
 
 class Images(NamedTuple):
@@ -75,33 +52,26 @@ class Images(NamedTuple):
     origin: str  # one line: where they were found
 
 
-def images(name: str, split: str, data_dir: str | Path | None = None) -> Images:
+def images(name: str, split: str, data_dir: Where = None) -> Images:
     """All images of one source and split ("train" or "test"), sorted by class and content.
 
     Args:
         data_dir: folder to use in place of `$CAML_DATA`.
 
     Raises:
-        CamlError: unknown source, not found anywhere, or a file that is corrupt or fails its checksum.
+        CamlError: not found anywhere, or a file that is corrupt or fails its checksum.
     """
-    if name not in SOURCES:
-        raise CamlError(
-            what=f"unknown image source {name!r}",
-            expected="one of " + ", ".join(SOURCES),
-            remedy="check the spelling",
-        )
-    source = SOURCES[name]
-    files, origin = _find(name, split, data_dir)
-    digests = [store.sha256(file) for file in files]
-    cached = store.cache_dir() / "decoded" / f"{name}-{split}-{digests[0][:16]}.npz"
-    meta = {"source": name, "split": split, "sha256": digests}
+    file, origin = _find(name, split, data_dir)
+    digest = store.sha256(file)
+    cached = store.cache_dir() / "decoded" / f"{name}-{split}-{digest[:16]}.npz"
+    meta = {"source": name, "split": split, "sha256": [digest]}
     if cached.exists():
         try:
             arrays = store.load_npz(cached, meta)
             return Images(arrays["pixels"], arrays["labels"], origin)
         except CamlError as error:
             warnings.warn(f"decoding {name} again: {error.what}", stacklevel=2)
-    pixels, labels = _read_idx(files) if files[0].suffix == ".gz" else _read_parquet(files[0], source)
+    pixels, labels = _decode(file, SOURCES[name])
     keys = [hashlib.sha256(image.tobytes()).digest() for image in pixels]
     order = sorted(range(len(labels)), key=lambda i: (labels[i], keys[i]))
     pixels, labels = pixels[order], labels[order]
@@ -109,112 +79,126 @@ def images(name: str, split: str, data_dir: str | Path | None = None) -> Images:
     return Images(pixels, labels, origin)
 
 
-def available(name: str, data_dir: str | Path | None = None) -> bool:
+def available(name: str, data_dir: Where = None) -> bool:
     """Whether both splits of a source can be had here and now (this may download them)."""
+    data_root(data_dir)  # an error, where a folder is named that is none: a slip rather than an answer
     try:
-        for split in ("train", "test"):
-            _find(name, split, data_dir)
+        return all(_find(name, split, data_dir) for split in ("train", "test"))
     except CamlError:
         return False
-    return True
 
 
-def hub_is_reachable() -> bool:
-    """Whether the Hub's host name resolves (or a proxy is set), asked before a download that would retry for long."""
-    from huggingface_hub import constants
+def data_root(data_dir: Where = None) -> Path | None:
+    """The reader's own data folder, where one is named: `data_dir`, else `$CAML_DATA`.
 
-    if constants.HF_HUB_OFFLINE:
-        return False
-    if urllib.request.getproxies().get("https"):
-        return True
+    Raises:
+        CamlError: it is not a readable folder.
+    """
+    named = data_dir or os.environ.get("CAML_DATA")
+    root = Path(os.path.abspath(os.path.expanduser(named))) if named else None
+    if root and not (root.is_dir() and os.access(root, os.R_OK | os.X_OK)):
+        expected, remedy = "a folder of datasets", "correct CAML_DATA (or --data), or unset it to download instead"
+        raise CamlError(f"the data folder {root} ({str(named)!r}) is not a readable folder", expected, remedy)
+    return root
+
+
+def _find(name: str, split: str, data_dir: Where) -> tuple[Path, str]:
+    """The file of a source, and where it was found; the error names every place tried."""
+    repository, filename = SOURCES[name].repository, f"{SOURCES[name].folder}/{split}-00000-of-00001.parquet"
+    if (root := data_root(data_dir)) and (file := root / repository / filename).exists():
+        check_sums(root, file)
+        return file, f"CAML_DATA/{repository}"
+    tried = f"{root / repository / filename} (no such file)" if root else "CAML_DATA (not set)"
     try:
-        socket.getaddrinfo(urllib.parse.urlsplit(constants.ENDPOINT).hostname, 443)
-    except OSError:
-        return False
-    return True
+        return from_hub(repository, filename), f"Hugging Face Hub, {repository}"
+    except CamlError as error:
+        what = f"{name} ({split}) was not found; tried: {tried}; {error.what}"
+        remedy = "set CAML_DATA to a folder that has it, or connect to the network once; birdscapes needs neither"
+        raise CamlError(what, f"the file {repository}/{filename}", remedy) from error
 
 
-def _find(name: str, split: str, data_dir: str | Path | None) -> tuple[list[Path], str]:
-    """Files of a source, and where they were found; the error names every place tried."""
-    source = SOURCES[name]
-    filename = f"{source.folder}/{split}-00000-of-00001.parquet"
-    tried = []
-
-    folder = data_dir or os.environ.get("CAML_DATA")
-    if folder:
-        root = Path(folder).expanduser()
-        if not root.is_dir() or not os.access(root, os.R_OK | os.X_OK):
-            raise CamlError(
-                what=f"the data folder {root} is not a readable folder",
-                expected="a folder laid out as <repository>/<file>, as on the Hugging Face Hub",
-                remedy="correct CAML_DATA (or --data), or unset it to download instead",
-            )
-        file = root / source.repository / filename
-        if file.exists():
-            check_sums(root, file)
-            return [file], f"CAML_DATA/{source.repository}"
-        tried.append(f"{file} (no such file)")
-    else:
-        tried.append("CAML_DATA (not set)")
-
-    file_or_reason = _from_hub(source.repository, filename)
-    if isinstance(file_or_reason, Path):
-        return [file_or_reason], f"Hugging Face Hub, {source.repository}"
-    tried.append(file_or_reason)
-
-    if name == "fashion_mnist":
-        prefix = {"train": "train", "test": "t10k"}[split]
-        pair = [DEBIAN_FASHION_MNIST / f"{prefix}-{part}-ubyte.gz" for part in ("images-idx3", "labels-idx1")]
-        if all(file.exists() for file in pair):
-            return pair, "Debian's package dataset-fashion-mnist"
-        tried.append(f"{DEBIAN_FASHION_MNIST} (not installed)")
-
-    raise CamlError(
-        what=f"{name} ({split}) was not found; tried: " + "; ".join(tried),
-        expected=f"the file {source.repository}/{filename}",
-        remedy="set CAML_DATA to a folder that has it, or connect to the network once; "
-        "birdscapes needs neither: load('birdscapes')",
-    )
-
-
-def _from_hub(repository: str, filename: str) -> Path | str:
-    """Path of a file in the Hub's cache, downloaded if need be and checked; or the reason why not."""
+def from_hub(repository: str, filename: str) -> Path:
+    """A dataset's file in the Hub's cache, downloaded if need be and checked."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    try:
+    with contextlib.suppress(OSError):  # of which all faults of the library are
         return Path(hf_hub_download(repository, filename, repo_type="dataset", local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass
-    if not hub_is_reachable():
-        return f"Hugging Face Hub, {repository} (not in its cache, and no network)"
-    try:
-        file = Path(hf_hub_download(repository, filename, repo_type="dataset"))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        return f"Hugging Face Hub, {repository} ({type(error).__name__})"
-    blob = file.resolve()  # the Hub's cache names a large file's blob by its SHA-256
-    if len(blob.name) == 64 and store.sha256(blob) != blob.name:
-        blob.unlink()
-        raise _wrong_checksum(file, blob.name)
-    return file
+    why = "not in its cache, and no network"
+    if store.hub_is_reachable():
+        try:
+            file = Path(hf_hub_download(repository, filename, repo_type="dataset"))
+            blob = file.resolve()  # of a large file; the Hub's cache names it by its SHA-256
+            if len(blob.name) != 64 or store.sha256(blob) == blob.name:
+                return file
+            blob.unlink()
+            why = f"wrong checksum of {filename}: what came was damaged or cut short"
+        except OSError as error:
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+    raise CamlError(f"Hugging Face Hub, {repository} ({why})", filename, "connect to the network and repeat")
 
 
-def check_sums(root: Path, file: Path) -> None:
-    """Compare a file with the folder's SHA256SUMS, where there is one."""
-    expected = store.read_sums(root / "SHA256SUMS").get(file.relative_to(root).as_posix())
-    if expected and store.sha256(file) != expected:
-        raise _wrong_checksum(file, expected)
+def parquet(repository: str) -> list[Path]:
+    """The parquet files of a dataset's three splits, from the Hub."""
+    from huggingface_hub import HfApi
+
+    names, why = [], "the Hugging Face Hub is out of reach"
+    if store.hub_is_reachable():
+        try:
+            names = [name for name in HfApi().list_repo_files(repository, repo_type="dataset") if SHARD.search(name)]
+            why = f"{repository} lists {len(names)} parquet files"
+        except Exception as error:  # the library's own errors change with the HTTP client below it
+            why = f"the Hub did not list {repository}: {type(error).__name__}"
+    if {_split(name) for name in names} != {"train", "val", "test"}:
+        raise CamlError(why, f"all three splits of {repository}", "connect to the network and repeat the command")
+    return [from_hub(repository, name) for name in sorted(names)]
 
 
-def _wrong_checksum(file: Path, expected: str) -> CamlError:
-    return CamlError(
-        what=f"wrong checksum: {file}",
-        expected=f"SHA-256 {expected}",
-        remedy="fetch the file again; what is there was damaged or cut short",
-    )
+def shards(folder: Path) -> list[Path]:
+    """Parquet files of all three splits in a reader's copy of a repository; none where a split is missing."""
+    found = sorted(file for file in folder.rglob("*.parquet") if SHARD.search(file.name))
+    return found if {_split(file.name) for file in found} == {"train", "val", "test"} else []
 
 
-def _read_parquet(file: Path, source: Source) -> tuple[np.ndarray, np.ndarray]:
+def _split(name: str) -> str:
+    found = SHARD.search(name)
+    return {"valid": "val", "validation": "val"}.get(found[1], found[1]) if found else ""
+
+
+def unpack(files: Sequence[Path], folder: Path, columns: Mapping[str, str], progress: bool = True) -> None:
+    """Write the images of parquet files, as they are, to `SPLIT/NUMBER.jpg`, and their labels to `metadata.csv`.
+
+    `columns` names those of `y` and `a` beside `image`, and the `folder` that the images go to.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    rows, count, wanted = ["img_filename,y,split,place"], Counter[str](), ["image", columns["y"], columns["a"]]
+    with tqdm(desc=f"unpacking {folder.parent.name}", unit="image", leave=False, disable=not progress) as bar:
+        for file in files:
+            split, top = _split(file.name), folder / columns["folder"]
+            (top / split).mkdir(parents=True, exist_ok=True)
+            try:
+                for batch in pyarrow.parquet.ParquetFile(file).iter_batches(64, columns=wanted):
+                    for image, y, a in zip(*(batch.column(name).to_pylist() for name in wanted)):
+                        suffix = ".png" if image["bytes"][:4] == b"\x89PNG" else ".jpg"
+                        rows.append(f"{split}/{count[split]:06d}{suffix},{int(y)},{split},{int(a)}")
+                        (top / rows[-1].split(",")[0]).write_bytes(image["bytes"])
+                        count[split] += 1
+                    bar.update(len(batch))
+            except (pyarrow.ArrowException, KeyError, TypeError, ValueError) as error:
+                what, expected = f"{file.name} cannot be unpacked: {str(error)[:200]}", f"columns {', '.join(wanted)}"
+                raise CamlError(what, expected, "fetch it again, or see whether the dataset has changed") from error
+    store.write_text(folder / "metadata.csv", "\n".join(rows) + "\n")
+
+
+def check_sums(root: Path | None, file: Path) -> None:
+    """Compare a file with the SHA256SUMS of the reader's folder, where there is one."""
+    expected = store.read_sums(root / "SHA256SUMS").get(file.relative_to(root).as_posix()) if root else None
+    if expected:
+        store.check_sha256(file, expected, "fetch the file again; what is there was damaged or cut short")
+
+
+def _decode(file: Path, source: Source) -> tuple[np.ndarray, np.ndarray]:
     import pyarrow
     import pyarrow.parquet
 
@@ -224,38 +208,9 @@ def _read_parquet(file: Path, source: Source) -> tuple[np.ndarray, np.ndarray]:
         labels = np.asarray(table.column("label").to_numpy(), dtype=np.int64)
         pixels = np.empty((len(labels), *source.shape), np.uint8)
         for i, blob in enumerate(tqdm(encoded, desc=f"decoding {source.repository}", leave=False, unit=" images")):
-            image = Image.open(io.BytesIO(blob)).convert("RGB" if len(source.shape) == 3 else "L")
-            pixels[i] = np.asarray(image)
-    except (
-        pyarrow.ArrowException,
-        KeyError,
-        TypeError,
-        ValueError,
-        OSError,
-        UnidentifiedImageError,
-    ) as error:
-        raise CamlError(
-            what=f"{file} is not a readable parquet file of images: {str(error)[:200]}",
-            expected=f"columns {source.column} (struct with bytes) and label; images of shape {source.shape}",
-            remedy="fetch the file again",
-        ) from error
+            pixels[i] = np.asarray(Image.open(io.BytesIO(blob)).convert("RGB" if len(source.shape) == 3 else "L"))
+    except (pyarrow.ArrowException, KeyError, TypeError, ValueError, OSError) as error:  # Pillow's are OSErrors
+        what = f"{file} is not a readable parquet file of images: {str(error)[:200]}"
+        expected = f"columns {source.column} (struct with bytes) and label; images of shape {source.shape}"
+        raise CamlError(what, expected, "fetch the file again") from error
     return pixels, labels
-
-
-def _read_idx(files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """Read an (images, labels) pair of gzipped IDX files, the format of the original MNIST."""
-    arrays = []
-    for file in files:
-        try:
-            with gzip.open(file) as stream:
-                data = stream.read()
-            rank = data[3]
-            shape = np.frombuffer(data, ">i4", count=rank, offset=4)
-            arrays.append(np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape))
-        except (OSError, EOFError, IndexError, ValueError) as error:
-            raise CamlError(
-                what=f"{file} is not a readable IDX file: {error}",
-                expected="a whole gzipped IDX file",
-                remedy="install the package dataset-fashion-mnist again",
-            ) from error
-    return arrays[0], arrays[1].astype(np.int64)

@@ -11,20 +11,22 @@ Joshi et al., "Towards Mitigating Spurious Correlations in the Wild", arXiv 2306
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 
-from caml_core.data.catalogue import locate
-from caml_core.data.dataset import check_rho
-from caml_core.data.folder import SPLITS, Splits, Table, compare_counts, image_files, splits_of
+from caml_core.data.find import locate
+from caml_core.data.folder import SPLITS, Splits, Table, compare_counts, splits_of
+from caml_core.data.listing import image_files
+from caml_core.data.sources import Where
 from caml_core.errors import CamlError
+from caml_core.groups import check_rho
 
 CLASSES = ("landbird", "waterbird", "small dog", "big dog")
 ATTRIBUTES = ("land", "water", "indoor", "outdoor")
 PARTS = (("spuco_birds", ("landbirds", "waterbirds"), ("land", "water")),
          ("spuco_dogs", ("small_dogs", "big_dogs"), ("indoor", "outdoor")))  # fmt: skip
-MAJORITY = ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))
 
 
 def groups(majority: int, minority: int) -> tuple[int, ...]:
@@ -38,19 +40,13 @@ CAML_TRAIN, CAML_VAL, CAML_TEST = 0.45, 0.25, 0.5  # of a majority group; of the
 
 
 def load(
-    *,
-    data_dir: str | Path | None = None,
-    protocol: str = "official",
-    rho: float = 0.95,
-    seed: int = 0,
-    size: int = 224,
-    check_counts: bool = True,
-    progress: bool = True,
-) -> Splits:
+    *, data_dir: Where = None, protocol: str = "official", rho: float = 0.95, seed: int = 0, size: int = 224,
+    check_counts: bool = True, progress: bool = True,
+) -> Splits:  # fmt: skip
     """Birds and dogs: x uint8 (N, 3, size, size), y animal, a background.
 
     Args:
-        data_dir: see `caml_core.data.catalogue.locate`.
+        data_dir: see `caml_core.data.find.locate`.
         protocol: "official" or "caml".
         rho: share of majority examples in training, in [0.5, 1]; of "caml" only.
         seed: draws the images of "caml"; changes nothing in "official".
@@ -62,35 +58,23 @@ def load(
     """
     check_rho(rho)
     if protocol not in ("official", "caml"):
-        raise CamlError(
-            what=f"unknown SpuCoAnimals protocol {protocol!r}",
-            expected="official or caml",
-            remedy="check the spelling",
-        )
+        raise CamlError(f"unknown SpuCoAnimals protocol {protocol!r}", "official or caml", "check the spelling")
     folder = locate("spuco_animals", data_dir)
     files: list[Path] = []
     rows: list[tuple[int, int, int]] = []  # y, a, split
     for k, split in enumerate(SPLITS):
         for part, (name, labels, backgrounds) in enumerate(PARTS):
-            for y, label in enumerate(labels):
-                for a, background in enumerate(backgrounds):
-                    found = image_files(folder / name / split / label / background)
-                    files += found
-                    rows += [(2 * part + y, 2 * part + a, k)] * len(found)
+            for (y, label), (a, background) in itertools.product(enumerate(labels), enumerate(backgrounds)):
+                found = image_files(folder / name / split / label / background)
+                files += found
+                rows += [(2 * part + y, 2 * part + a, k)] * len(found)
     table = Table(files, *np.array(rows, dtype=np.int64).T)
     if check_counts:
         compare_counts(table, "SpuCoAnimals", PUBLISHED, CLASSES, ATTRIBUTES)
     if protocol == "caml":
         table = draw(table, rho, np.random.default_rng([seed, 0x59C0]))
-    return splits_of(
-        table,
-        "SpuCoAnimals",
-        class_names=CLASSES,
-        attribute_names=ATTRIBUTES,
-        majority=MAJORITY,
-        size=size,
-        progress=progress,
-    )
+    majority = np.eye(4, dtype=int).tolist()
+    return splits_of(table, "SpuCoAnimals", CLASSES, ATTRIBUTES, majority, size=size, progress=progress)
 
 
 def draw(table: Table, rho: float, rng: np.random.Generator) -> Table:
@@ -101,11 +85,8 @@ def draw(table: Table, rho: float, rng: np.random.Generator) -> Table:
         n = round(CAML_TRAIN * len(groups[0]))
         counts = (n, int(n * (1 - rho) / rho + 1e-9))  # a whole number, but for rounding errors
         if counts[1] > len(groups[1]):
-            raise CamlError(
-                what=f"rho = {rho} takes {counts[1]} minority images of {CLASSES[y]}; there are {len(groups[1])}",
-                expected="rho of at least 0.9",
-                remedy="choose a larger rho",
-            )
+            what = f"rho = {rho} takes {counts[1]} minority images of {CLASSES[y]}; there are {len(groups[1])}"
+            raise CamlError(what, "rho of at least 0.9", "choose a larger rho")
         train += [rng.permutation(rows)[:count] for rows, count in zip(groups, counts)]
     held_out = rng.permutation(np.flatnonzero(table.split == 2))
     n_val, n_test = (round(share * len(held_out)) for share in (CAML_VAL, CAML_TEST))

@@ -8,32 +8,24 @@ on the HSV circle. Validation and test sets carry no correlation.
 from __future__ import annotations
 
 import colorsys
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from caml_core.data import drawn_digits
-from caml_core.data.dataset import GroupDataset, assign_attributes, check_rho
-from caml_core.data.sources import images
+from caml_core.data.sources import Where, images
 from caml_core.errors import CamlError
+from caml_core.groups import GroupDataset, assign_attributes, check_rho
 
 PAIRS = ("0 or 1", "2 or 3", "4 or 5", "6 or 7", "8 or 9")
 COLOURS = ("red", "orange", "yellow", "lime", "green", "cyan", "azure", "blue", "purple", "magenta")  # 36 degrees apart
 
 
 def load(
-    *,
-    classes: int = 5,
-    digits: str = "mnist",
-    magnitude: float = 1.0,
-    rho: float = 0.95,
-    n_train: int = 10000,
-    n_val: int = 2000,
-    n_test: int = 2000,
-    seed: int = 0,
-    data_dir: str | Path | None = None,
-) -> tuple[GroupDataset, GroupDataset, GroupDataset]:
+    *, classes: int = 5, digits: str = "mnist", magnitude: float = 1.0, rho: float = 0.95, n_train: int = 10000,
+    n_val: int = 2000, n_test: int = 2000, seed: int = 0, data_dir: Where = None,
+) -> tuple[GroupDataset, GroupDataset, GroupDataset]:  # fmt: skip
     """Build SpuCoMNIST: x uint8 (N, 3, 28, 28), y digit pair, a background colour.
 
     Args:
@@ -49,12 +41,12 @@ def load(
     """
     check_rho(rho)
     if classes not in (5, 10) or digits not in ("mnist", "drawn") or not 0 < magnitude <= 1:
-        raise CamlError(
-            what=f"classes = {classes}, digits = {digits!r}, magnitude = {magnitude}",
-            expected="classes 5 (pairs) or 10 (single digits); digits 'mnist' or 'drawn'; magnitude in (0, 1]",
-            remedy="correct the option",
-        )
+        what = f"classes = {classes}, digits = {digits!r}, magnitude = {magnitude}"
+        expected = "classes 5 (pairs) or 10 (single digits); digits 'mnist' or 'drawn'; magnitude in (0, 1]"
+        raise CamlError(what, expected, "correct the option")
     in_one_class = 10 // classes
+    names: dict[str, Any] = {"class_names": PAIRS if classes == 5 else "0123456789"}
+    names["attribute_names"] = COLOURS[::in_one_class]
     hues = np.arange(classes) / classes
     palette = np.array([colorsys.hsv_to_rgb(hue, 1.0, 1.0) for hue in hues], np.float32)
     rng = np.random.default_rng([seed, 0x5C0])
@@ -70,11 +62,9 @@ def load(
     for split, size, share in (("train", n_train, rho), ("train", n_val, 1 / classes), ("test", n_test, 1 / classes)):
         count = size // classes
         if any(len(pool) < count for pool in pools[split]):
-            raise CamlError(
-                what=f"MNIST ({split}) has too few digits left for {count} of each class",
-                expected="n_train + n_val of at most 54,000 and n_test of at most 8,900 (drawn: 20,000 and 10,000)",
-                remedy="ask for fewer with n_train, n_val or n_test",
-            )
+            what = f"MNIST ({split}) has too few digits left for {count} of each class"
+            expected = "n_train + n_val of at most 54,000 and n_test of at most 8,900 (drawn: 20,000 and 10,000)"
+            raise CamlError(what, expected, "ask for fewer with n_train, n_val or n_test")
         rows = np.concatenate([pool[:count] for pool in pools[split]])
         pools[split] = [pool[count:] for pool in pools[split]]  # no digit in two splits
         y = np.repeat(np.arange(classes), count)
@@ -85,15 +75,8 @@ def load(
         if magnitude < 1:
             ground = ground * (rng.random(ink.shape, dtype=np.float32) < magnitude)
         x = ink + (1 - ink) * ground
-        splits.append(
-            GroupDataset(
-                torch.from_numpy((x * 255).round().astype(np.uint8)),
-                torch.from_numpy(y[order]),
-                torch.from_numpy(a[order]),
-                class_names=PAIRS if classes == 5 else [str(k) for k in range(10)],
-                attribute_names=COLOURS[:: 10 // classes],
-                source=f"{digits} digits from {sources[split].origin}",
-            )
-        )
+        x = torch.from_numpy((x * 255).round().astype(np.uint8))
+        source = f"{digits} digits from {sources[split].origin}"
+        splits.append(GroupDataset(x, y[order], a[order], source=source, **names))
     train, val, test = splits
     return train, val, test

@@ -8,27 +8,22 @@ in the majority everywhere.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from caml_core.data.catalogue import locate
-from caml_core.data.folder import Splits, Table, codes, compare_counts, read_csv, split_codes, splits_of
+from caml_core.data.find import locate
+from caml_core.data.folder import Splits, Table, compare_counts, splits_of
+from caml_core.data.listing import codes, read_csv, split_codes
+from caml_core.data.sources import Where
 
 CLASSES, ATTRIBUTES = ("landbird", "waterbird"), ("land", "water")
 PUBLISHED = {"train": (3498, 184, 56, 1057), "val": (467, 466, 133, 133), "test": (2255, 2255, 642, 642)}
 
 
 def load(
-    *,
-    data_dir: str | Path | None = None,
-    seed: int = 0,
-    size: int = 224,
-    check_counts: bool = True,
-    progress: bool = True,
+    *, data_dir: Where = None, seed: int = 0, size: int = 224, check_counts: bool = True, progress: bool = True
 ) -> Splits:
     """The authors' splits: x uint8 (N, 3, size, size), y bird, a background; landbird on land comes first.
 
     Args:
-        data_dir: see `caml_core.data.catalogue.locate`.
+        data_dir: see `caml_core.data.find.locate`.
         seed: changes nothing; the splits are given.
         check_counts: compare the group counts with the published ones; False for a part of the dataset.
 
@@ -41,18 +36,10 @@ def load(
     binary = {"0": 0, "1": 1}
     table = Table(
         [folder / name for name in columns["img_filename"]],
-        codes(columns["y"], binary, "y", file),
-        codes(columns["place"], binary, "place", file),
-        split_codes(columns["split"], file),
+        codes(columns, "y", binary, file),
+        codes(columns, "place", binary, file),
+        split_codes(columns, file),
     )
     if check_counts:
         compare_counts(table, "Waterbirds", PUBLISHED, CLASSES, ATTRIBUTES)
-    return splits_of(
-        table,
-        "Waterbirds",
-        class_names=CLASSES,
-        attribute_names=ATTRIBUTES,
-        majority=((1, 0), (0, 1)),
-        size=size,
-        progress=progress,
-    )
+    return splits_of(table, "Waterbirds", CLASSES, ATTRIBUTES, ((1, 0), (0, 1)), size=size, progress=progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,52 +27,45 @@ class GroupDataset(Dataset[Example]):
     """A split held in memory, with its labels, spurious attributes and groups as plain tensors.
 
     The group is `g = y * n_attributes + a`. `dataset[i]` gives one `Example`; `dataset[[i, j, ...]]` gives a batch
-    by one slice, which is what `caml_core.loader.batches` uses.
+    by one slice, which is what `caml_core.loader.batches` uses. Columns may be given as lists or arrays.
 
     Attributes:
-        x: uint8 (N, 3, H, W) images, or float32 (N, D) features.
+        x: uint8 (N, 3, H, W) images, or float (N, D) features.
         y, a, group, index: int64 (N,).
         class_names, attribute_names: names of the values of y and a.
         majority: for each label y, the attributes that go with it: bool (n_classes, n_attributes).
         extra: further int64 (N,) columns.
         source: one line saying where the data came from.
+
+    Raises:
+        CamlError: a column that does not fit x, the names or whole numbers; a table of another shape.
     """
 
     def __init__(
         self,
-        x: Tensor,
-        y: Tensor,
-        a: Tensor,
+        x: Tensor | np.ndarray,
+        y: Tensor | np.ndarray | Sequence[int],
+        a: Tensor | np.ndarray | Sequence[int],
         *,
         class_names: Sequence[str],
         attribute_names: Sequence[str],
-        index: Tensor | None = None,
-        majority: Tensor | None = None,
+        index: Tensor | np.ndarray | Sequence[int] | None = None,
+        majority: Tensor | np.ndarray | Sequence[Sequence[int]] | None = None,
         extra: Mapping[str, Tensor] | None = None,
         source: str = "",
     ) -> None:
-        self.x, self.y, self.a = x, y.long(), a.long()
-        self.index = torch.arange(len(y)) if index is None else index.long()
-        self.class_names, self.attribute_names = tuple(class_names), tuple(attribute_names)
-        n_classes, n_attributes = len(self.class_names), len(self.attribute_names)
-        self.majority = torch.eye(n_classes, n_attributes, dtype=torch.bool) if majority is None else majority
-        self.extra = dict(extra or {})
-        self.source = source
-        columns = {"y": self.y, "a": self.a, "index": self.index, **self.extra}
-        for name, column in columns.items():
-            if column.shape != (len(x),):
-                raise CamlError(
-                    what=f"column {name!r} has shape {tuple(column.shape)} beside {len(x)} examples",
-                    expected=f"shape ({len(x)},)",
-                    remedy="give one value for each example",
-                )
-        for name, column, count in (("y", self.y, n_classes), ("a", self.a, n_attributes)):
-            if len(column) and not 0 <= int(column.min()) <= int(column.max()) < count:
-                raise CamlError(
-                    what=f"{name} takes values {int(column.min())}..{int(column.max())}",
-                    expected=f"0..{count - 1}, one for each of {count} names",
-                    remedy="number the values from 0 and name each of them",
-                )
+        self.x = torch.as_tensor(x)
+        self.class_names, self.attribute_names, self.source = tuple(class_names), tuple(attribute_names), source
+        n, shape = len(self.x), (len(self.class_names), len(self.attribute_names))
+        self.y, self.a = _column("y", y, n, shape[0]), _column("a", a, n, shape[1])
+        self.index = torch.arange(n) if index is None else _column("index", index, n)
+        self.extra = {name: _column(name, values, n) for name, values in (extra or {}).items()}
+        table = torch.eye(*shape) if majority is None else torch.as_tensor(majority)
+        self.majority = table.bool()
+        if table.shape != shape or (table != self.majority).any():
+            what = f"majority of shape {tuple(table.shape)} with values {table.unique().tolist()}"
+            expected = f"shape {shape}, a row for each label, of 0 and 1 without fractions"
+            raise CamlError(what, expected, "say for each label and attribute whether they go together")
 
     @property
     def group(self) -> Tensor:
@@ -110,34 +103,17 @@ class GroupDataset(Dataset[Example]):
         """The same examples seen differently: images replaced by, say, their features."""
         return self._copy(x, slice(None))
 
-    def subset(self, rows: Tensor | Sequence[int]) -> GroupDataset:
-        """The chosen rows, in that order; `index` keeps pointing at this split's rows.
-
-        Raises:
-            CamlError: a mask of True and False in place of row numbers.
-        """
+    def subset(self, rows: Tensor | np.ndarray | Sequence[int]) -> GroupDataset:
+        """The chosen rows, in that order (or where a mask is true); `index` keeps pointing at this split's rows."""
         rows = torch.as_tensor(rows)
-        if rows.dtype == torch.bool:
-            raise CamlError(
-                what=f"a mask of {len(rows)} True and False",
-                expected="numbers of rows",
-                remedy="pass mask.nonzero().flatten()",
-            )
-        rows = rows.long()
+        rows = rows.nonzero().flatten() if rows.dtype == torch.bool else _column("rows", rows, len(rows))
         return self._copy(self.x.index_select(0, rows), rows)
 
     def _copy(self, x: Tensor, rows: Tensor | slice) -> GroupDataset:
-        return GroupDataset(
-            x,
-            self.y[rows],
-            self.a[rows],
-            class_names=self.class_names,
-            attribute_names=self.attribute_names,
-            index=self.index[rows],
-            majority=self.majority,
-            extra={name: column[rows] for name, column in self.extra.items()},
-            source=self.source,
-        )
+        names = {"class_names": self.class_names, "attribute_names": self.attribute_names, "majority": self.majority}
+        extra = {name: column[rows] for name, column in self.extra.items()}
+        more: dict[str, Any] = {**names, "extra": extra, "source": self.source, "index": self.index[rows]}
+        return GroupDataset(x, self.y[rows], self.a[rows], **more)
 
     def content_hash(self) -> str:
         """SHA-256 over x, y and a: two datasets share it only if they hold the same examples in the same order."""
@@ -149,6 +125,20 @@ class GroupDataset(Dataset[Example]):
         return digest.hexdigest()
 
 
+def _column(name: str, values: Any, n: int, count: int | None = None) -> Tensor:
+    """`values` as int64 (n,), refused unless they are whole numbers, n of them, below `count`."""
+    given = torch.as_tensor(values)
+    column = given.long()
+    low, high = (int(column.min()), int(column.max())) if column.numel() else (0, 0)
+    if column.shape != (n,) or (given != column).any() or (count is not None and not 0 <= low <= high < count):
+        what = f"column {name!r} has shape {tuple(given.shape)} and values {low}..{high} beside {n} examples"
+        expected = f"shape ({n},), whole numbers without fractions" + (
+            "" if count is None else f" in 0..{count - 1}, one for each name"
+        )
+        raise CamlError(what, expected, "give one value for each example, numbered from 0, and a name to each value")
+    return column
+
+
 def group_table(**splits: GroupDataset) -> str:
     """Markdown table of group counts and shares, one column a split; minority groups are marked.
 
@@ -157,24 +147,17 @@ def group_table(**splits: GroupDataset) -> str:
     first = next(iter(splits.values()))
     lines = ["| group | " + " | ".join(splits) + " |", "|:--|" + "--:|" * len(splits)]
     for g, name in enumerate(first.group_names):
-        y, a = divmod(g, len(first.attribute_names))
-        mark = "" if first.majority[y, a] else " (minority)"
-        cells = []
-        for split in splits.values():
-            count = int(split.group_counts[g])
-            cells.append(f"{count:,} ({100 * count / max(len(split), 1):.1f}%)")
-        lines.append(f"| {name}{mark} | " + " | ".join(cells) + " |")
+        mark = "" if first.majority.flatten()[g] else " (minority)"
+        counts = [(int(split.group_counts[g]), max(len(split), 1)) for split in splits.values()]
+        lines.append(f"| {name}{mark} | " + " | ".join(f"{k:,} ({100 * k / n:.1f}%)" for k, n in counts) + " |")
     return "\n".join(lines)
 
 
 def check_rho(rho: float) -> float:
     """Return `rho` if it is a spurious strength, a share of majority examples in [0.5, 1]."""
     if not 0.5 <= rho <= 1.0:
-        raise CamlError(
-            what=f"rho = {rho}",
-            expected="a share of majority examples between 0.5 (no correlation) and 1.0 (no minority at all)",
-            remedy="choose for example rho=0.95",
-        )
+        expected = "a share of majority examples between 0.5 (no correlation) and 1.0 (no minority at all)"
+        raise CamlError(f"rho = {rho}", expected, "choose for example rho=0.95")
     return float(rho)
 
 
@@ -185,9 +168,7 @@ def assign_attributes(
 
     Args:
         y: int64 (N,) labels; label k goes with attribute k.
-        n_attributes: attributes to choose from.
         share: share of examples whose attribute goes with the label.
-        rng: source of randomness.
         how: `"exact"` gives every label exactly that share and spreads the rest evenly over the other attributes;
             `"shuffle"` permutes the attributes of a share `1 - share` of all examples, so that some meet their own
             label again (the ten-class Dominoes of the CAML paper).
@@ -200,6 +181,5 @@ def assign_attributes(
     for label in np.unique(y):
         rows = rng.permutation(np.flatnonzero(y == label))
         moved = rows[: round((1 - share) * len(rows))]
-        others = np.delete(np.arange(n_attributes), label)
-        a[moved] = np.resize(others, len(moved))
+        a[moved] = np.resize(np.delete(np.arange(n_attributes), label), len(moved))
     return a

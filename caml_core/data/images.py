@@ -1,0 +1,130 @@
+"""Images decoded once: one npy file of uint8 pixels at the training size, memory-mapped ever after.
+
+The pixels are those of the Waterbirds, CelebA and MetaShift protocols: both sides to 256 pixels, whatever the shape of
+the image, then the middle 224 x 224 (another size keeps the ratio). What will be cropped is not computed at all.
+
+The file is named by the content of the images, not by their names or times: archives give a changed image its old
+time back, and a copied folder gives an unchanged one a new time. So a changed image is never served stale, and a
+folder may move. Reading the encoded images to know that costs a thirtieth of decoding them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import struct
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+from joblib import Parallel, delayed
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from caml_core import store
+from caml_core.errors import CamlError
+
+
+def packed(
+    files: Sequence[Path], size: int = 224, *, upright: bool = False, label: str = "images", progress: bool = True
+) -> Tensor:
+    """The images of `files`, resized and cropped, in that order: uint8 (N, 3, size, size).
+
+    The tensor is a private memory map: rows come from the disk when they are read, a batch takes the memory of the
+    batch, and what is written to it stays in this process.
+
+    Args:
+        size: side in pixels.
+        upright: turn images as their cameras say (EXIF); the published protocols do not.
+        label: what the progress bar and the warnings call them.
+
+    Raises:
+        CamlError: an image that is missing or cannot be used, or a disk that is full.
+    """
+    digests, edge, shape = digests_of(files), round(size * 256 / 224), (len(files), 3, size, size)
+    meta = [hashlib.sha256(b"".join(digests)).hexdigest(), shape, edge, upright, PIL.__version__]
+    path = store.cache_dir() / "packed" / f"{hashlib.sha256(json.dumps(meta).encode()).hexdigest()[:32]}.npy"
+    if path.exists():
+        try:
+            return _map(path, shape)
+        except (ValueError, EOFError, OSError) as error:
+            warnings.warn(f"packing {label} again: {path} is broken ({error})", stacklevel=2)
+    with store.atomic(path) as temporary, open(temporary, "wb") as stream:
+        # A stream, as a full disk below a memory map kills the process.
+        np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        rows = in_threads(_decode, ((file, digest, size, edge, upright) for file, digest in zip(files, digests)))
+        for image in tqdm(rows, f"packing {label}", len(files), unit="image", leave=False, disable=not progress):
+            stream.write(image.data)
+    return _map(path, shape)
+
+
+def digests_of(files: Sequence[Path]) -> list[bytes]:
+    """SHA-256 of the content of each file."""
+    return list(in_threads(lambda file: hashlib.sha256(_read(file)).digest(), ((file,) for file in files)))
+
+
+def in_threads(function: Callable[..., Any], rows: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+    """`function` of each row, on all cores; Pillow and hashlib let other threads run while they work."""
+    pool = Parallel(n_jobs=-1, backend="threading", batch_size=16, return_as="generator")
+    return pool(delayed(function)(*row) for row in rows)
+
+
+def _map(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """A private map of a packed file; a read-only one where the system refuses more than its memory."""
+    try:
+        pixels = np.load(path, mmap_mode="c")
+    except OSError:
+        pixels = np.load(path, mmap_mode="r")
+    if pixels.shape != shape or pixels.dtype != np.uint8:
+        raise ValueError(f"{pixels.dtype} {pixels.shape}, not uint8 {shape}")
+    with warnings.catch_warnings(action="ignore"):  # torch's, of a read-only map
+        return torch.from_numpy(pixels)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        what, remedy = f"cannot read the image {file}: {error.strerror}", "check the folder; extract or fetch it again"
+        raise CamlError(what, "every image that the dataset lists", remedy) from error
+
+
+def _decode(file: Path, digest: bytes, size: int, edge: int, upright: bool) -> np.ndarray:
+    """One image, uint8 (3, size, size): the middle of what would be `edge` pixels high and wide."""
+    data = _read(file)
+    if hashlib.sha256(data).digest() != digest:
+        what = f"the image {file} changed while it was read"
+        raise CamlError(what, "a folder that nobody writes to", "wait until it is extracted, then load again")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            rgb, first = to_rgb(ImageOps.exif_transpose(image) if upright else image), round((edge - size) / 2)
+            left, top, right, bottom = (at * side / edge for at in (first, first + size) for side in rgb.size)
+            small = rgb.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+            return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        what, expected = f"the image {file} cannot be used: {error}", "a whole image that Pillow reads, all bits in use"
+        raise CamlError(what, expected, "convert it, or fetch it again") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any image that Pillow opens with 8 bits a channel, its whole range of values kept; what is transparent is white.
+
+    Raises:
+        ValueError: more bits, and only a part of them used: nobody but the reader knows what black and white are.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        values, most = np.asarray(image, dtype=np.float64), 1 if image.mode == "F" else 65535
+        low, high = values.min(), values.max()
+        if not 0 <= low <= high <= most or 0 < high <= most / 16:
+            raise ValueError(f"values {low:g} to {high:g}, not 0 to {most}; scale all images alike to 8 bits")
+        return Image.fromarray((values * 255 / most).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
