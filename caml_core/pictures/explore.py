@@ -1,0 +1,39 @@
+"""Figures that compute under the reader's hand: in a page without Python, and as widgets in Jupyter and Colab."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from caml_core.errors import CamlError
+
+BUNDLE = Path(__file__).with_name("explorables.js")  # made by book/bundles.py
+_PLACE = """\
+<figure class="explorable" data-explorable="{name}" data-state="{state}" style="margin: 0 0 1em">
+<figcaption style="font-weight: 600; text-align: left">{caption}</figcaption></figure>"""
+
+
+def explore(name: str, caption: str, **state: Any) -> Any:
+    """An explorable: a widget whose trait `state` Python reads and sets, or (`CAML_STATIC=1`) its place in a page.
+
+    Raises:
+        CamlError: there is no explorable of this name.
+    """
+    script = BUNDLE.read_text("utf-8")
+    if not re.search(rf"\.bookExplorables=\{{[^}}]*\b{name}:", script):
+        raise CamlError(f"there is no explorable {name!r}", "the name of a module of book/live", "check the spelling")
+    if os.environ.get("CAML_STATIC") == "1":
+        from IPython.display import HTML
+
+        escaped = {"state": html.escape(json.dumps(state)), "caption": html.escape(caption)}
+        return HTML(_PLACE.format(name=name, **escaped))
+    import anywidget
+    import traitlets
+
+    module = f"{script}\nexport default globalThis.bookExplorables.{name};"
+    traits = {"state": traitlets.Dict(state).tag(sync=True), "caption": traitlets.Unicode(caption).tag(sync=True)}
+    return type("Explorable", (anywidget.AnyWidget,), {"_esm": module, **traits})()
