@@ -23,6 +23,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from caml_core.errors import CamlError
+from caml_core.pictures.explore import BUNDLE
 
 LOCK = Path(__file__).with_name("assets.lock.json")
 
@@ -57,6 +58,7 @@ def assemble(folder: Path, lock: Path = LOCK) -> Assets:
     vendor.mkdir(parents=True)
     (vendor / "vendor.js").write_text(_VENDOR_JS, "utf-8")
     (vendor / "plotly.min.js").write_text(get_plotlyjs(), "utf-8")
+    shutil.copy(BUNDLE, vendor.parent)
     reason = fetch(lock, folder / "packages", site)
     if reason:
         print(f"assets: {reason}; math and widgets of the pages will load from public copies (CDN)")

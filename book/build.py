@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a script, Python looks only beside this file
     sys.path.insert(0, str(ROOT))
 
-from book import assets, execute, exercises, opening, pairs, stills  # noqa: E402
+from book import assets, execute, exercises, opening, pairs, renderer, stills  # noqa: E402
 from caml_core.errors import CamlError  # noqa: E402
 
 BRANCH = "main"
@@ -201,6 +201,7 @@ def _fill_stage(root: Path, stage: Path, notebooks: Sequence[Path], library: ass
         content = nbformat.read(notebook, as_version=4)
         opening.show(content, root / "notebooks" / notebook.name, stage)
         exercises.to_directives(content, notebook.stem)
+        renderer.to_html(content)
         execute.save(content, stage / "notebooks" / notebook.name)
 
 

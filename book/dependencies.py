@@ -12,12 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = "caml_core"
-RECORDS = Path(PACKAGE, "records.py")  # its `stored` reads the folder `results`, for those who call it
+RECORDS = Path(PACKAGE, "runs/records.py")  # its `stored` reads the folder `results`, for those who call it
+EXPLORABLES = "explorables.js"  # pages run it, chapters do not
 _FOLDER = re.compile(r"(^|/)results(/|$)")
 
 
 def dependencies(root: Path, source: Path) -> list[Path]:
-    """The chapter, the modules it reaches, the package's data files, and all stored results if it can read them."""
+    """The chapter, the modules it reaches, the package's data files, and all stored results if it can read them.
+
+    The programs in `results/studies` are no part of it: what they wrote is.
+    """
     trees: dict[Path, ast.Module] = {}
     waiting = [source, *_module(root, PACKAGE)]
     while waiting:
@@ -25,10 +29,11 @@ def dependencies(root: Path, source: Path) -> list[Path]:
         if file not in trees:
             trees[file] = _parsed(file)
             waiting += _imports(root, file, trees[file])
-    data = (file for file in (root / PACKAGE).rglob("*") if file.suffix not in {".py", ".pyc"})
+    files = (file for file in (root / PACKAGE).rglob("*") if file.suffix not in {".py", ".pyc"})
+    data = (file for file in files if file.name != EXPLORABLES)
     found = {*trees, *data}
     if any(_reads_results(tree) for file, tree in trees.items() if file != root / RECORDS):
-        found.update((root / "results").rglob("*"))
+        found.update(set((root / "results").rglob("*")) - set((root / "results" / "studies").rglob("*")))
     return sorted(file for file in found if file.is_file())
 
 

@@ -21,6 +21,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 from tqdm import tqdm
 
+from book import renderer
 from book.dependencies import dependencies
 from caml_core.errors import CamlError
 from caml_core.store import atomic
@@ -81,7 +82,7 @@ def execute(root: Path, source: Path) -> Path:
 def how_it_was_run(seconds: float) -> dict[str, Any]:
     """What the foot of a chapter's page tells of its run; nothing that names a machine or a folder."""
     from caml_core.device import pick_device
-    from caml_core.records import provenance
+    from caml_core.runs.records import provenance
 
     found = provenance(pick_device(), seconds)
     return {
@@ -96,7 +97,15 @@ def how_it_was_run(seconds: float) -> dict[str, Any]:
 def _has_data() -> bool:
     """Whether the folder of datasets that the environment names is there."""
     data = os.environ.get("CAML_DATA", "")
-    return bool(data) and Path(data).is_dir()
+    return bool(data) and Path(data).expanduser().is_dir()
+
+
+def kernel_environment() -> dict[str, str]:
+    """The environment of a chapter, which runs in its own folder: paths that were given from here become absolute."""
+    paths = {name: os.environ[name] for name in ("CAML_DATA", "CAML_CACHE") if os.environ.get(name)}
+    absolute = {name: os.path.abspath(os.path.expanduser(path)) for name, path in paths.items()}
+    # Pages have no kernel (see caml_core.pictures.live) and convert plotly's own data (see book.renderer).
+    return {**os.environ, **absolute, "CAML_STATIC": "1", "PLOTLY_RENDERER": "plotly_mimetype"}
 
 
 def convert(source: Path) -> NotebookNode:
@@ -117,6 +126,8 @@ def neutral(notebook: NotebookNode) -> NotebookNode:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not _is_progress_bar(output, state)]
             shown += [output.data[_WIDGET_VIEW]["model_id"] for output in cell.outputs if _has_view(output)]
+    for output in renderer.figures_of(notebook.cells):
+        output.data["text/plain"] = f"Interactive figure: {renderer.alt(output.data[renderer.MIME])}"
     used = _reachable(shown, state)
     for identity in [identity for identity in state if identity not in used]:
         del state[identity]
@@ -197,7 +208,7 @@ def _run(notebook: NotebookNode, source: Path) -> None:
             on_cell_complete=ends,
         )
         try:
-            client.execute(env={**os.environ, "CAML_STATIC": "1"})  # pages have no kernel: see caml_core.live
+            client.execute(env=kernel_environment())
         except CellExecutionError as error:
             raise CamlError(
                 what=_failure(notebook, source, error),

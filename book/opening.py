@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import html
 import io
 import re
 from contextlib import suppress
@@ -12,13 +12,12 @@ import nbformat
 from nbformat import NotebookNode
 from PIL import Image, ImageOps
 
-from book.stills import DIV, LABEL, figures_of
+from book import renderer, stills
 from caml_core.errors import CamlError
 
 FOLDER = Path("book", "static", "openings")  # of the stage; of the pages it is _static/openings
 PREVIEW = (720, 378)  # pixels; the shape in which sites show the preview of a link
 _QUESTION = re.compile(r"^\*\*Question\.\*\*.*?(?=\n\s*\n|\Z)", re.MULTILINE | re.DOTALL)
-_STILL = re.compile(r'src="data:image/webp;base64,([^"]+)"')
 _PICTURE = """
 
 <p class="opening">
@@ -28,14 +27,14 @@ width="{width}" height="{height}" style="height: auto"></a>
 </p>"""
 
 
-def find(notebook: NotebookNode, chapter: str) -> tuple[str, int]:
-    """The HTML of the figure that opens a chapter, and where the question ends in the first cell.
+def find(notebook: NotebookNode, chapter: str) -> tuple[NotebookNode, int]:
+    """The output with the figure that opens a chapter, and where the question ends in the first cell.
 
     Raises:
         CamlError: when not exactly one cell has the tag "opening", it shows no figure, or there is no question.
     """
     tagged = [cell for cell in notebook.cells if "opening" in cell.metadata.get("tags", [])]
-    figures = figures_of(tagged)
+    figures = renderer.figures_of(tagged)
     if len(tagged) != 1 or len(figures) != 1:
         raise CamlError(
             what=f'{chapter}: {len(tagged)} cells have the tag "opening"; figures in their output: {len(figures)}',
@@ -49,7 +48,7 @@ def find(notebook: NotebookNode, chapter: str) -> tuple[str, int]:
             expected='a paragraph that begins with "**Question.**", below which the opening picture is shown',
             remedy=f"add it to notebooks/{chapter}.py",
         )
-    return str(figures[0].data["text/html"]), question.end()
+    return figures[0], question.end()
 
 
 def show(notebook: NotebookNode, committed: Path, stage: Path) -> None:
@@ -59,25 +58,24 @@ def show(notebook: NotebookNode, committed: Path, stage: Path) -> None:
     gets the picture twice: transparent (``.webp``) for the page, on white (``.png``) for previews of links to it.
     """
     chapter, folder = committed.stem, stage / FOLDER
-    figure, end = find(notebook, chapter)
-    still = _STILL.search(figure)
+    output, end = find(notebook, chapter)
+    still = renderer.still(output)
     if not still and committed.exists():
         with suppress(CamlError):
-            still = _STILL.search(find(nbformat.read(committed, as_version=4), chapter)[0])
+            still = renderer.still(find(nbformat.read(committed, as_version=4), chapter)[0])
     if not still:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    webp = base64.b64decode(still[1])
-    (folder / f"{chapter}.webp").write_bytes(webp)
-    picture = Image.open(io.BytesIO(webp)).convert("RGBA")
-    white = Image.new("RGBA", picture.size, "white")
-    white.alpha_composite(picture)
-    ImageOps.pad(white.convert("RGB"), PREVIEW, color="white").save(folder / f"{chapter}.png", optimize=True)
+    (folder / f"{chapter}.webp").write_bytes(renderer.webp(still))
+    picture = Image.open(io.BytesIO(still))
+    preview = ImageOps.pad(stills.on_white(picture), PREVIEW, color="white")
+    preview.save(folder / f"{chapter}.png", optimize=True)
+    figure = output.data[renderer.MIME]
     shown = _PICTURE.format(
         chapter=chapter,
-        div=DIV.findall(figure)[0],
-        label=LABEL.findall(figure)[0],
-        caption=re.findall(r"<figcaption[^>]*>(.*?)</figcaption>", figure, re.DOTALL)[0],
+        div=renderer.div(1 + renderer.figures_of(notebook.cells).index(output)),
+        label=html.escape(renderer.alt(figure)),
+        caption=renderer.caption(figure),
         width=picture.width,
         height=picture.height,
     )

@@ -14,7 +14,6 @@ from caml_core.errors import CamlError
 TEMPLATE = Path(__file__).with_name("colab_cell.py")
 
 _FIRST_CODE_CELL = re.compile(r"^# %%(?! *\[)[^\n]*\n.*?(?=\s*(?:^# %%|\Z))", re.MULTILINE | re.DOTALL)
-_SETUP_CALL = re.compile(r"\bsetup\(.*?\)$", re.MULTILINE | re.DOTALL)
 
 
 def sources(root: Path) -> list[Path]:
@@ -46,11 +45,18 @@ def first_cell(source: Path) -> re.Match[str]:
     return found
 
 
-def wanted_first_cell(source: Path, address: str, template: Path = TEMPLATE) -> str:
-    """The template with the address filled in; the minutes that a chapter hands to ``setup`` are its own."""
-    own = _SETUP_CALL.search(first_cell(source)[0])
-    cell = template.read_text("utf-8").rstrip().replace("git+REPOSITORY", f"git+{address}")
-    return _SETUP_CALL.sub(lambda call: own[0] if own else call[0], cell)
+def wanted_first_cell(source: Path, address: str) -> str:
+    """The template with the repository's address and the minutes that the chapter takes, from ``book/minutes.toml``."""
+    table = source.parents[1] / "book" / "minutes.toml"
+    minutes = tomllib.loads(table.read_text("utf-8")).get(source.stem)
+    if minutes is None:
+        raise CamlError(
+            what=f"{table} has no line for {source.stem}",
+            expected="the minutes that each chapter takes on two cores",
+            remedy=f"add: {source.stem} = 1",
+        )
+    cell = TEMPLATE.read_text("utf-8").rstrip().replace("git+REPOSITORY", f"git+{address}")
+    return cell.replace("MINUTES", f"{minutes} minute" + "s" * (minutes != 1))
 
 
 def sync_first_cells(root: Path) -> list[str]:

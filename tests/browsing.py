@@ -29,12 +29,13 @@ FLAGS = [
 LOCAL = ("file:", "data:", "blob:", "about:")
 HEIGHT = 1600
 ALL = "const all = (selector, done) => [...document.querySelectorAll(selector)].every(done);"
-# Everything is drawn: figures, formulas, widgets, pictures.
+# Everything is drawn: figures, formulas, widgets, explorables, pictures.
 READY = f"""() => {{
     {ALL}
     return all('.plotly-graph-div', div => div.querySelector('.main-svg'))
         && all('.math', math => math.querySelector('mjx-container'))
         && all('script[type$="widget-view+json"]', view => view.parentElement.querySelector('.jupyter-widgets'))
+        && all('[data-explorable]', place => place.dataset.ready)
         && all('img', image => image.complete || image.loading == 'lazy')
         && document.fonts.status == 'loaded';
 }}"""

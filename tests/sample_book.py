@@ -38,9 +38,6 @@ CHAPTER = """\
 # %% tags=["opening"]
 import plotly.graph_objects as go
 
-from caml_core.book_renderer import use_book_renderer
-
-use_book_renderer()
 go.Figure(go.Bar(x=["majority", "minority"], y=[97, 41]), layout={"title": {"text": "Two <b>groups</b>"}})
 
 # %%
@@ -63,6 +60,11 @@ from IPython.display import Markdown
 from tqdm.auto import tqdm
 
 Markdown(f"| groups | total |\\n|---|---|\\n| 4 | {sum(tqdm(range(4)))} |")
+
+# %%
+from caml_core.pictures.explore import explore
+
+explore("hsfm_by_hand", "Edits under your hand", steps=5)
 
 # %%
 print(6 * 7)
@@ -115,6 +117,7 @@ def make_sample_book(root: Path, chapter: str = CHAPTER) -> Path:
     (root / "book" / "index.md").write_text("# The sample book\n\n[A sample](../notebooks/sample.ipynb)\n")
     (root / "_toc.yml").write_text("format: jb-book\nroot: book/index\nchapters:\n- file: notebooks/sample\n")
     (root / "pyproject.toml").write_text(f'[project.urls]\nRepository = "{ADDRESS}"\n')
+    (root / "book" / "minutes.toml").write_text("sample = 1\n")
     (root / "notebooks").mkdir()
     (root / "notebooks" / "sample.py").write_text(chapter)
     downloaded = ROOT / "_build" / "assets" / "packages"

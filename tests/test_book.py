@@ -14,8 +14,7 @@ from plotly.offline import get_plotlyjs_version
 from sample_book import ADDRESS, ROOT
 from tour import Seen, slide
 
-from book import assets, pairs
-from caml_core.book_renderer import BookRenderer
+from book import assets, pairs, renderer
 
 pytest_plugins = ["book_fixtures"]
 
@@ -141,6 +140,10 @@ def test_sample_chapter_is_alive(browser: Browser, sample: Path) -> None:
 
     assert page.locator(".cell_output table").inner_text().split() == ["groups", "total", "4", "6"]
     assert page.locator(".widget-slider").count() == 1, "a widget is drawn twice"
+    explorable = page.locator("[data-explorable]")
+    assert explorable.locator("output").first.inner_text() == "5", "the state of the page is not that of the cell"
+    explorable.get_by_role("button", name="One edit").click()
+    assert explorable.locator("[data-name=edits]").inner_text() == "1"
     assert page.get_by_text("panel 0").is_visible()
     page.locator(".noUi-handle").press("ArrowRight")
     page.get_by_text("panel 1").wait_for(state="visible", timeout=5000)
@@ -192,13 +195,13 @@ def test_index_links_the_chapters_that_exist() -> None:
     assert re.findall(r"file: notebooks/(\w+)", toc) == linked
 
 
-def rendered(figure: go.Figure) -> str:
-    return BookRenderer().to_mimebundle(figure.to_dict())["text/html"]
+def rendered(figure: go.Figure, number: int = 1) -> str:
+    return renderer.page(figure.to_dict(), number)
 
 
 def test_renderer_gives_each_figure_its_own_place() -> None:
     figure = go.Figure(layout={"title": {"text": 'A <b>"quoted"</b><br>title &lt;x & y'}, "height": 300})
-    first, second = rendered(figure), rendered(figure)
+    first, second = rendered(figure), rendered(figure, 2)
     ids = [re.findall(r'id="(book-figure-\d+)"', page) for page in (first, second)]
     assert len(ids[0]) == len(ids[1]) == 1
     assert ids[0] != ids[1]
@@ -231,5 +234,5 @@ def test_picture_keeps_its_shape() -> None:
 
 @pytest.mark.parametrize("version", ["5.24.1", "6.0.1"])
 def test_renderer_names_the_plotly_that_drew(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("caml_core.book_renderer.get_plotlyjs_version", lambda: version)
+    monkeypatch.setattr("book.renderer.get_plotlyjs_version", lambda: version)
     assert f"cdn.plot.ly/plotly-{version}.min.js" in rendered(go.Figure())

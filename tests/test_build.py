@@ -18,15 +18,14 @@ from conftest import require
 from PIL import Image
 from sample_book import ADDRESS, CHAPTER, make_sample_book
 
-from book import assets, build, execute, exercises, opening, pairs, stills
-from caml_core.book_renderer import PLACEHOLDER, BookRenderer
+from book import assets, build, execute, exercises, opening, pairs, renderer, stills
 from caml_core.errors import CamlError
 
-FIGURE = f"""\
-<figure class="book-figure" aria-label="two groups"><figcaption>Two <b>groups</b></figcaption>\
-<div id="book-figure-1">{PLACEHOLDER}</div></figure>"""
+FIGURE = {"data": [], "layout": {"title": {"text": "Two <b>groups</b>"}, "meta": {"alt": "two groups"}}}
+PLACEHOLDER = "<p>Interactive figure</p>"
 _HEAD, _TAIL = CHAPTER.index("import plotly"), CHAPTER.index("# %%\nprint(6 * 7)")
-SHORT = f"{CHAPTER[:_HEAD]}from IPython.display import HTML\n\nHTML({FIGURE!r})\n\n{CHAPTER[_TAIL:]}"
+_DISPLAY = f"from IPython.display import display\n\ndisplay({ {renderer.MIME: FIGURE} }, raw=True)"
+SHORT = f"{CHAPTER[:_HEAD]}{_DISPLAY}\n\n{CHAPTER[_TAIL:]}"
 FIRST_SOLUTION, LAST_SOLUTION = re.findall(r"# <details>.*?# </details>\n", CHAPTER, re.DOTALL)
 
 
@@ -193,19 +192,20 @@ def test_exercises_that_break_the_convention(before: str, after: str, what: str,
     assert "notebooks/sample.py" in error.value.remedy
 
 
-def shows(html: str) -> nbformat.NotebookNode:
-    return nbformat.v4.new_output("execute_result", {"text/html": html})
+def shows(figure: object = FIGURE, still: bytes = b"") -> nbformat.NotebookNode:
+    picture = {"image/png": base64.b64encode(still).decode()} if still else {}
+    return nbformat.v4.new_output("display_data", {renderer.MIME: figure, **picture})
 
 
 def test_a_chapter_has_one_question_and_one_opening(tmp_path: Path) -> None:
     notebook = chapter_of(CHAPTER, tmp_path)
     tagged, other = notebook.cells[2:4]
-    for outputs in ([], [shows("<b>no figure</b>")], [shows(FIGURE), shows(FIGURE)]):
+    for outputs in ([], [nbformat.v4.new_output("display_data", {"text/html": "<b>"})], [shows(), shows()]):
         tagged.outputs = outputs
         with pytest.raises(CamlError, match=r'sample: 1 cells .* "opening"; figures in their output: [02]'):
             opening.find(notebook, "sample")
-    tagged.outputs = other.outputs = [shows(FIGURE)]
-    assert opening.find(notebook, "sample")[0] == FIGURE
+    tagged.outputs = other.outputs = [shows()]
+    assert opening.find(notebook, "sample")[0] == shows()
     other.metadata["tags"] = ["opening"]
     with pytest.raises(CamlError, match="sample: 2 cells"):
         opening.find(notebook, "sample")
@@ -218,29 +218,29 @@ def test_a_chapter_has_one_question_and_one_opening(tmp_path: Path) -> None:
 def test_opening_picture_comes_from_the_results_or_from_the_committed_notebook(tmp_path: Path) -> None:
     notebook = chapter_of(CHAPTER, tmp_path)
     stream = io.BytesIO()
-    Image.new("RGBA", (72, 40), (0, 0, 0, 0)).save(stream, "WEBP")
-    still = f'<img src="data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}">'
+    Image.new("RGBA", (72, 40), (0, 0, 0, 0)).save(stream, "PNG")
+    still = stream.getvalue()
     committed = tmp_path / "04_sample.ipynb"
 
-    def shown(html: str) -> str:
+    def shown(output: nbformat.NotebookNode) -> str:
         copied = chapter_of(CHAPTER, tmp_path)
-        copied.cells[2].outputs = [shows(html)]
+        copied.cells[2].outputs = [output]
         opening.show(copied, committed, tmp_path / "stage")
         return copied.cells[0].source
 
     plain = notebook.cells[0].source
-    drawn = FIGURE.replace(PLACEHOLDER, still)
-    assert shown(FIGURE) == plain
-    notebook.cells[2].outputs = [shows(drawn)]
+    assert shown(shows()) == plain
+    notebook.cells[2].outputs = [shows(still=still)]
     nbformat.write(notebook, committed)
-    page = shown(FIGURE)
+    page = shown(shows())
     committed.unlink()
-    assert page == shown(drawn)
+    assert page == shown(shows(still=still))
     assert '**Question.** Do both groups gain?\n\n<p class="opening">\n<a href="#book-figure-1">' in page
     assert 'src="../_static/openings/04_sample.webp" alt="two groups" width="72" height="40"' in page
     assert "Two <b>groups</b></span>\n</p>\n\nSpurious" in page
     folder = tmp_path / "stage" / "book" / "static" / "openings"
-    assert (folder / "04_sample.webp").read_bytes() == stream.getvalue()
+    with Image.open(folder / "04_sample.webp") as picture:
+        assert picture.convert("RGBA").getpixel((1, 1))[3] == 0
     with Image.open(folder / "04_sample.png") as preview:
         assert preview.size == opening.PREVIEW
         assert preview.getpixel((1, 1)) == (255, 255, 255), "previews of links have no background of their own"
@@ -275,22 +275,24 @@ def test_stills_take_the_place_of_placeholders(tmp_path: Path, monkeypatch: pyte
     require(stills.chromium(), "no browser was found: install chromium or set CHROMIUM to its path")
     layout = {"title": "Two groups", "meta": {"alt": 'Bars of 97 & 41 "%"'}, "paper_bgcolor": "rgba(0,0,0,0)"}
     figures = [go.Figure(go.Bar(y=[97, 41]), layout), go.Figure(go.Scatter(y=[1, 2]))]
-    outputs = [shows(BookRenderer().to_mimebundle(figure.to_dict())["text/html"]) for figure in figures]
+    outputs = [shows(json.loads(figure.to_json())) for figure in figures]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=outputs)])
     files = [tmp_path / "first.ipynb", tmp_path / "second.ipynb"]
     for file in files:
         nbformat.write(notebook, file)
     stills.add(files)
     assert files[0].read_bytes() == files[1].read_bytes()
-    drawn = stills.figures_of(nbformat.read(files[0], as_version=4).cells)
-    first, second = (re.sub(r"<script>.*?</script>", "", output.data["text/html"], flags=re.DOTALL) for output in drawn)
+    notebook = nbformat.read(files[0], as_version=4)
+    seen = [renderer.still(output) for output in renderer.figures_of(notebook.cells)]
+    assert [len(picture) < 15_000 for picture in seen] == [True, True]
+    renderer.to_html(notebook)
+    pages = [output.data["text/html"] for output in notebook.cells[0].outputs]
+    first, second = (re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL) for page in pages)
     assert PLACEHOLDER not in first + second
     assert 'alt="Bars of 97 &amp; 41 &quot;%&quot;"' in first
     assert 'alt="untitled"' in second
-    data = re.findall(r'<img [^>]*src="data:image/webp;base64,([^"]+)"', first)
-    assert len(data) == 1
-    assert len(data[0]) < 15_000
-    with Image.open(io.BytesIO(base64.b64decode(data[0]))) as still:
+    assert re.findall(r'<img [^>]*src="data:image/webp;base64,[^"]+"', first)
+    with Image.open(io.BytesIO(seen[0])) as still:
         assert still.size == (720, 415), "the size of the figure on the page"
         pixels = np.asarray(still.convert("RGBA"))
     assert pixels[2, 2, 3] == 0, "nothing behind the figure"
@@ -300,24 +302,25 @@ def test_stills_take_the_place_of_placeholders(tmp_path: Path, monkeypatch: pyte
 
 
 def test_alt_text_is_told_and_not_shown() -> None:
-    page = BookRenderer().to_mimebundle({"layout": {"title": "A title", "meta": {"alt": "two bars"}}})["text/html"]
+    page = renderer.page({"layout": {"title": "A title", "meta": {"alt": "two bars"}}}, 1)
     assert page.count("two bars") == page.count('aria-label="two bars"') == 1
     assert ">A title</figcaption>" in page
-    assert "elsewhere" in BookRenderer().to_mimebundle({"layout": {"meta": ["elsewhere"]}})["text/html"]
+    assert "elsewhere" in renderer.page({"layout": {"meta": ["elsewhere"]}}, 1)
 
 
-def test_sync_fills_in_the_address_and_keeps_the_minutes(sample: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sync_fills_in_the_address_and_the_minutes(sample: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = sample / "notebooks" / "sample.py"
     assert build.main(["--sync"], sample) == 0
     assert f'"git+{ADDRESS}"' in source.read_text()
     assert "A sample" in source.read_text()
     assert "print(6 * 7)" in source.read_text()
-    source.write_text(source.read_text().replace("setup()", 'setup({"T4": 1})'))
+    assert "expect 1 minute on" in source.read_text()
     assert pairs.sync_first_cells(sample) == []
+    (sample / "book" / "minutes.toml").write_text("sample = 2\n")
     (sample / "pyproject.toml").write_text('[project.urls]\nRepository = "https://example.org/moved/"\n')
     assert pairs.sync_first_cells(sample) == ["sample"]
     assert '"git+https://example.org/moved"' in source.read_text()
-    assert 'setup({"T4": 1})' in source.read_text()
+    assert "expect 2 minutes on" in source.read_text()
 
 
 def test_check_finds_a_changed_source(sample: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -397,7 +400,7 @@ def test_sync_leaves_the_layout_after_the_first_cell_alone(sample: Path) -> None
     assert pairs.sync_first_cells(sample) == ["sample"]
     text = source.read_text()
     assert text.startswith("# %% [markdown]\n# # A\n\n# %% tags=")
-    assert text.endswith("    setup()\n\n\n# %%\ndef f():\n    return 1\n")
+    assert text.endswith(' on two cores")\n\n\n# %%\ndef f():\n    return 1\n')
     assert pairs.sync_first_cells(sample) == []
     source.write_text("# %% [markdown]\n# # A\n")
     with pytest.raises(CamlError, match="holds no code cell"):

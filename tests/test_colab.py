@@ -1,135 +1,96 @@
-"""Colab, simulated: a notebook alone in an empty folder, with everything installed but the book's package."""
+"""The first cell of the notebooks, with a pip that is played, and with the real one in a Colab that is simulated."""
 
 from __future__ import annotations
 
 import ast
-import errno
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import types
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import nbformat
 import pytest
 import torch
-from conftest import require, toy_split
-from nbclient import NotebookClient
+from conftest import require
 from sample_book import ROOT
 
 from book import pairs
-from book.execute import ThisPython
-from caml_core import colab, store
-from caml_core.backbones import backbone
 from caml_core.errors import CamlError
-from caml_core.features import extract_features
+
+SOURCES = pairs.sources(ROOT)
+CELL = pairs.first_cell(SOURCES[0])[0]
 
 
-def test_silent_elsewhere(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(colab, "_pip_install", lambda requirements: pytest.fail("nothing is to be installed"))
-    assert not colab.on_colab()
-    colab.setup({"T4": 1})
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The package is missing; what pip is asked for."""
+    commands: list[list[str]] = []
+
+    def pip(command: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, int("broken" in command[5]), "", "ERROR: No matching distribution")
+
+    missing = {"caml_core", "torchvision"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in missing else name)
+    monkeypatch.setattr(subprocess, "run", pip)
+    monkeypatch.delenv("CAML_REPOSITORY", raising=False)
+    return commands
+
+
+def test_nothing_happens_where_the_package_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda *command, **how: pytest.fail("nothing is to be installed"))
+    exec(CELL, {})
     assert capsys.readouterr().out == ""
 
 
-def test_only_what_is_missing_is_installed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted: list[str] = []
-    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
-    monkeypatch.setattr(colab, "_is_installed", lambda name: name in {"tqdm", "plotly"})
-    monkeypatch.setattr(colab.metadata, "requires", lambda _: REQUIREMENTS)
-    monkeypatch.setattr(colab, "_pip_install", wanted.extend)
-    colab.setup({"Colab CPU": 4, "T4": 1})
-    assert wanted == ["timm>=1.0", 'safetensors>=0.4; python_version >= "3.11"']
-    printed = capsys.readouterr().out
-    assert "torch" in printed
-    assert "Colab CPU about 4 minutes, T4 about 1 minute" in printed
+def test_pip_is_held_to_what_is_there(asked: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAML_REPOSITORY", "git+https://example.org/book")
+    exec(CELL, {})
+    held = [f"torch=={version('torch')}", f"numpy=={version('numpy')}"]
+    assert asked == [[sys.executable, "-m", "pip", "install", "-q", "git+https://example.org/book", *held]]
 
 
-REQUIREMENTS = [
-    "torch>=2.11",
-    "torchvision",
-    "numpy>=2.0",
-    "tqdm>=4.66",
-    "plotly>=5.24",
-    "timm>=1.0",
-    'safetensors>=0.4; python_version >= "3.11"',
-    'jupyter-book<2,>=1.0.4; extra == "book"',
-]
+def test_the_placeholder_and_a_failure_are_one_message(asked: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = CELL.replace(pairs.repository(ROOT), "https://github.com/your_account/caml-book")
+    with pytest.raises(SystemExit, match=r"^Set CAML_REPOSITORY to .*$"):
+        exec(cell, {})
+    assert asked == []
+    monkeypatch.setenv("CAML_REPOSITORY", "broken")
+    with pytest.raises(SystemExit, match="could not install broken:\nERROR: No matching distribution"):
+        exec(cell, {})
 
 
-def test_pip_failure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found for timm\n")
-    monkeypatch.setattr(colab.subprocess, "run", lambda *args, **options: failed)
-    with pytest.raises(CamlError, match="No matching distribution found for timm"):
-        colab._pip_install(["timm>=1.0"])
-
-
-def test_versions_device_and_memory_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert re.fullmatch(r"torch \S+ on the CPU with \d+ GB of memory: no GPU here, .*", colab._torch_line())
-    t4 = types.SimpleNamespace(name="Tesla T4", total_memory=15_828_320_256)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.get_device_properties", lambda: t4)
-    assert re.fullmatch(r"torch \S+ on Tesla T4 with 16 GB, \d+ GB of main memory", colab._torch_line())
-
-
-def test_a_new_session_goes_on_from_the_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("gpu", ["", "Tesla T4"])
+def test_colab_is_told_versions_device_and_minutes(
+    gpu: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first session extracts features; the second, on an empty disk, finds them by CAML_RESTORE alone."""
-    split, network = toy_split(16), backbone("small_cnn", 2)
-    lasting = tmp_path / "lasting"
-    lasting.mkdir()
-    monkeypatch.setenv("CAML_CACHE", str(tmp_path / "first"))
-    assert colab.restore(lasting) == lasting == store.cache_dir()
-    z = extract_features(network, split, torch.device("cpu")).x
-    assert not (tmp_path / "first").exists()
-
-    monkeypatch.setenv("CAML_CACHE", str(tmp_path / "second"))
-    monkeypatch.setenv("CAML_RESTORE", str(lasting))
     monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
-    monkeypatch.setattr(colab, "missing_requirements", lambda package: [])
-    capsys.readouterr()
-    colab.setup()
-    assert f"The cache is {lasting}: 1 files, 0.0 GB" in capsys.readouterr().out
-    monkeypatch.setattr(network, "features", lambda x: pytest.fail("computed again"))
-    assert torch.equal(extract_features(network, split, torch.device("cpu")).x, z)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpu))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpu)
+    exec(CELL, {})
+    versions, minutes = capsys.readouterr().out.splitlines()
+    assert versions == f"caml_core {version('caml_core')} torch {version('torch')} {gpu or 'no GPU (not needed)'}"
+    assert minutes == "expect 1 minute on two cores"
 
 
-def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = os.environ["CAML_CACHE"]
-    with pytest.raises(CamlError, match="there is no folder"):
-        colab.restore(tmp_path / "missing")
-    monkeypatch.setattr(colab.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=4e8))
-    with pytest.raises(CamlError, match=r"has 0\.4 GB free"):
-        colab.restore(tmp_path)
-    monkeypatch.undo()
-    monkeypatch.setattr(store.tempfile, "mkstemp", lambda **options: (_ for _ in ()).throw(OSError(errno.EROFS, "x")))
-    with pytest.raises(CamlError, match="cannot write"):
-        colab.restore(tmp_path)
-    assert os.environ["CAML_CACHE"] == before
+def test_each_chapter_has_its_minutes(tmp_path: Path) -> None:
+    for source in SOURCES:
+        assert pairs.first_cell(source)[0] == pairs.wanted_first_cell(source, pairs.repository(ROOT))
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "minutes.toml").write_text("new = 2.5\n")
+    assert "expect 2.5 minutes on" in pairs.wanted_first_cell(tmp_path / "notebooks" / "new.py", "x")
+    with pytest.raises(CamlError, match="no line for newer"):
+        pairs.wanted_first_cell(tmp_path / "notebooks" / "newer.py", "x")
 
 
-def test_drive_is_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CAML_CACHE", "")
-    with pytest.raises(CamlError, match="Google Drive is not mounted"):
-        colab.restore("drive")
-
-    def refused(folder: str) -> None:
-        raise ValueError("mount failed")
-
-    module = types.ModuleType("google.colab")
-    module.drive = types.SimpleNamespace(mount=refused)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "google.colab", module)
-    monkeypatch.setattr(colab, "DRIVE", tmp_path)
-    with pytest.raises(CamlError, match="ValueError: mount failed"):
-        colab.restore("drive")
-    module.drive.mount = lambda folder: (Path(folder) / "MyDrive").mkdir()  # type: ignore[attr-defined]
-    assert colab.restore("drive") == tmp_path / "MyDrive" / "caml_core" == store.cache_dir()
+# ---- the real pip -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -166,91 +127,34 @@ def fresh_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "venv" / "bin" / "python"
 
 
-@pytest.fixture
-def on_colab(fresh_python: Path, repository: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[ThisPython]:
-    """A kernel in that environment, with no way to fetch anything but the package."""
-
-    class FreshPython(ThisPython):
-        python = str(fresh_python)
-
-    for name in ("PYTHONPATH", "CAML_DATA", "CAML_STATIC"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("CAML_REPOSITORY", repository)
-    monkeypatch.setenv("CAML_PROFILE", "quick")
-    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip reads this flag as "isolation: no"
-    monkeypatch.setenv("PIP_NO_INDEX", "1")  # nothing else may be fetched
-    monkeypatch.setenv("PIP_DISABLE_PIP_VERSION_CHECK", "1")
-    return FreshPython
-
-
-def run(notebook: nbformat.NotebookNode, kernel: type[ThisPython], folder: Path) -> None:
-    resources = {"metadata": {"path": str(folder)}}
-    client = NotebookClient(
-        notebook, kernel_manager_class=kernel, resources=resources, timeout=1200, record_timing=False
-    )
-    client.execute()
-
-
-def ask(python: Path, code: str, folder: Path) -> str:
-    return subprocess.run(
-        [str(python), "-c", code], capture_output=True, text=True, check=True, cwd=folder
-    ).stdout.strip()
-
-
-def test_quickstart_runs_on_simulated_colab(fresh_python: Path, on_colab: type[ThisPython], tmp_path: Path) -> None:
-    assert ask(fresh_python, "import sys; print('google.colab' in sys.modules)", tmp_path) == "True"
-    missing = "import importlib.util as u; print(u.find_spec('caml_core'))"
-    assert ask(fresh_python, missing, tmp_path) == "None", "the package must not be there before the first cell"
-
-    alone = tmp_path / "content"
-    alone.mkdir()
-    shutil.copy(ROOT / "notebooks" / "00_quickstart.ipynb", alone)
-    notebook = nbformat.read(alone / "00_quickstart.ipynb", as_version=4)
-    run(notebook, on_colab, alone)
-    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
-    said = "".join(output.get("text", "") for output in first.outputs)
-    assert "caml_core" in said
-    assert "torch" in said
-    assert " of m" in said, "memory"
-    nothing_replaced(fresh_python, tmp_path)
-    assert os.listdir(alone) == ["00_quickstart.ipynb"], "a notebook leaves nothing beside itself"
-
-
-def nothing_replaced(python: Path, folder: Path) -> None:
-    """Whether the environment got the package, and kept its torch and numpy."""
+def test_every_notebook_starts_on_simulated_colab(fresh_python: Path, repository: str, tmp_path: Path) -> None:
+    """The first cell, then all imports of each chapter, alone in an empty folder; pip can fetch but the package."""
+    program = [CELL, "import importlib; importlib.invalidate_caches()"]
+    for chapter in SOURCES:
+        nodes = ast.walk(ast.parse(chapter.read_text("utf-8")))
+        lines = [ast.unparse(node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert any("caml_core" in line for line in lines), chapter.name
+        program += [line for line in lines if line not in program]
     show = "print(json.dumps({m.__name__: m.__file__ for m in (caml_core, numpy, torch)}))"
-    places = json.loads(ask(python, f"import json, caml_core, numpy, torch; {show}", folder))
-    own = python.parent.parent
+    program.append(f"import json, caml_core, numpy, torch; {show}")
+    lost = ("PYTHONPATH", "CAML_DATA", "CAML_STATIC")
+    there = {name: value for name, value in os.environ.items() if name not in lost}
+    # NO_BUILD_ISOLATION=0: pip reads this flag as "isolation: no"
+    pip = {"PIP_NO_BUILD_ISOLATION": "0", "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    done = subprocess.run(
+        [str(fresh_python), "-c", "\n".join(program)],
+        env={**there, **pip, "CAML_REPOSITORY": repository},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert said[0].startswith("caml_core ")
+    own, places = fresh_python.parent.parent, json.loads(said[-1])
     assert Path(places["caml_core"]).is_relative_to(own)
     assert not Path(places["torch"]).is_relative_to(own)
     assert not Path(places["numpy"]).is_relative_to(own)
     installed = {entry.name for entry in next(own.glob("lib/python*/site-packages")).iterdir()}
     assert not {name for name in installed if name.startswith(("torch", "numpy"))}
-
-
-def imports(source: str) -> list[str]:
-    """Every import statement of a notebook, also those inside functions."""
-    return [ast.unparse(node) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
-
-
-def test_every_notebook_starts_on_simulated_colab(
-    fresh_python: Path, on_colab: type[ThisPython], tmp_path: Path
-) -> None:
-    """The first cell and all imports of each chapter, alone in an empty folder.
-
-    One kernel serves them all; `%reset` takes away the names that the chapter before has imported.
-    """
-    chapters = pairs.sources(ROOT)
-    assert len({pairs.first_cell(chapter)[0] for chapter in chapters}) == 1, "then one installation stands for all"
-    code = pairs.first_cell(chapters[0])[0].split("\n", 1)[1]
-    cells = [code]
-    for chapter in chapters:
-        lines = imports(chapter.read_text("utf-8"))
-        assert any("caml_core" in line for line in lines), chapter.name
-        cells += ["%reset -f -s", "\n".join([f"# {chapter.name}", *lines])]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    alone = tmp_path / "content"
-    alone.mkdir()
-    run(notebook, on_colab, alone)
-    nothing_replaced(fresh_python, tmp_path)
-    assert os.listdir(alone) == []
+    assert os.listdir(tmp_path) == []

@@ -21,12 +21,14 @@ def tree(tmp_path: Path) -> Path:
         "caml_core/__main__.py": "import caml_core.c\n",
         "caml_core/a.py": "def f():\n    from caml_core.sub.b import g\n    return g\n",
         "caml_core/c.py": "",
-        "caml_core/records.py": "def stored(name):\n    return 'results'\n",
+        "caml_core/runs/records.py": "def stored(name):\n    return 'results'\n",
         "caml_core/sub/__init__.py": "",
         "caml_core/sub/b.py": "import torch\n",
         "caml_core/sub/d.py": "",
         "caml_core/weights.json": "{}",
+        "caml_core/pictures/explorables.js": "",  # pages run it, chapters do not
         "results/x.json": "[]",
+        "results/studies/x.py": "",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -55,9 +57,9 @@ SUB = {"caml_core/sub/__init__.py", "caml_core/sub/b.py"}
         ("from caml_core import a\n", {"caml_core/a.py", *SUB}),
         ("from caml_core.a import f as g\n", {"caml_core/a.py", *SUB}),
         ("if False:\n    import caml_core.sub.b as b\n", SUB),
-        ("from caml_core.records import describe\n", {"caml_core/records.py"}),
-        ("from caml_core.records import stored\n", {"caml_core/records.py", "results/x.json"}),
-        ("from caml_core import records\nrecords.stored('x')\n", {"caml_core/records.py", "results/x.json"}),
+        ("from caml_core.runs.records import describe\n", {"caml_core/runs/records.py"}),
+        ("from caml_core.runs.records import stored\n", {"caml_core/runs/records.py", "results/x.json"}),
+        ("from caml_core.runs import records\nrecords.stored('x')\n", {"caml_core/runs/records.py", "results/x.json"}),
         ("[python, '-m', 'caml_core', 'run']\n", {"caml_core/__main__.py", "caml_core/c.py"}),
         ("open('../results/x.json')\n", {"results/x.json"}),
     ],

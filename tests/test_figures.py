@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,8 @@ import torch
 from PIL import Image
 from sample_book import ROOT
 
-from book import pairs
-from caml_core import figures
-from caml_core.book_renderer import BookRenderer, figure_title
-from caml_core.errors import CamlError
+from book import pairs, renderer
+from caml_core.pictures import figures
 
 SOURCES = pairs.sources(ROOT)
 CARTESIAN = ("scatter", "scattergl", "bar", "box", "violin", "histogram", "heatmap", "contour")
@@ -39,17 +35,13 @@ def sheets(n: int = 3) -> list[np.ndarray]:
 
 def helpers() -> dict[str, go.Figure]:
     groups = [{"name": f"{y}, {a}", "value": 60.0, "low": 50.0, "high": 70.0} for y in "yz" for a in "ab"]
-    rates = {name: {"value": 70.0} for name in ("majority", "minority")}
-    history = [{"epoch": i, "val": rates, "train_majority": 90.0, "train_minority": 80.0} for i in range(3)]
     curves = {"append": np.arange(6.0).reshape(2, 3), "caml": np.ones((1, 3))}
     gains = {"first": {"mean": 9.0, "low": 4.0, "high": 12.0}, "second": {"mean": -1.0, "low": -2.0, "high": 0.0}}
     return {
         "image_grid": figures.image_grid(scenes(), columns=4, title="T", labels=["above", "below"]),
         "picture": figures.picture(sheets()[0], title="T"),
         "picture_slider": figures.picture_slider(sheets(), "abc", title="T", prefix="step "),
-        "evidence": figures.evidence(list(scenes(2)), [torch.randn(3, 3)] * 2, ["one", "two"], title="T"),
         "group_bars": figures.group_bars({"groups": groups}, title="T", minority=[False, True] * 2, chance=50),
-        "accuracy_curves": figures.accuracy_curves(history, title="T", chance=50),
         "curves_with_band": figures.curves_with_band([1, 2, 3], curves, title="T", x_title="x (s)", y_title="y (%)"),
         "interval_rows": figures.interval_rows({"caml": gains}, title="T", x_title="x (s)"),
     }
@@ -58,25 +50,11 @@ def helpers() -> dict[str, go.Figure]:
 # ---- what readers are told ----------------------------------------------------------------------------------
 
 
-def shown(page: str) -> dict[str, Any]:
-    """The figure in an output of the book's renderer."""
-    start = page.index('Plotly.newPlot(div, {"') + len("Plotly.newPlot(div, ")
-    figure: dict[str, Any] = json.JSONDecoder().raw_decode(page, start)[0]
-    return figure
-
-
-def caption(page: str) -> str:
-    """The caption of a figure, or the title inside of it."""
-    written = re.search(r"<figcaption[^>]*>(.*?)</figcaption>", page, re.DOTALL)
-    return (written[1] if written else "") or figure_title(shown(page)["layout"])
-
-
-def untitled(page: str) -> list[str]:
+def untitled(figure: dict[str, Any]) -> list[str]:
     """The axes that show numbers and do not say of what.
 
     Panels of one figure may share a title; that of a y axis may stand above its panel, with its unit: "accuracy (%)".
     """
-    figure = shown(page)
     drawn = [trace for trace in figure["data"] if trace["type"] in CARTESIAN]
     notes = figure["layout"].get("annotations", [])
     found = []
@@ -110,38 +88,30 @@ def listed(values: Any) -> list[Any]:
 def test_a_helper_makes_a_figure_that_says_what_it_shows(name: str) -> None:
     figure = helpers()[name]
     figure.update_layout(template="book", meta={"alt": "What is drawn & how"})
-    page = BookRenderer().to_mimebundle(figure.to_dict())["text/html"]
-    assert caption(page) == "T"
-    assert untitled(page) == []
-    assert 'aria-label="What is drawn &amp; how"' in page
-
-
-def outputs(source: Path) -> Iterator[str]:
-    """The figures of a committed chapter."""
-    for cell in nbformat.read(source.with_suffix(".ipynb"), as_version=4).cells:
-        for output in cell.get("outputs", []):
-            page = output.get("data", {}).get("text/html", "")
-            if "Plotly.newPlot" in page:
-                yield page
+    assert renderer.title(figure.to_dict()) == "T"
+    assert untitled(figure.to_dict()) == []
+    assert 'aria-label="What is drawn &amp; how"' in renderer.page(figure.to_dict(), 1)
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
-def test_figures_of_a_chapter_have_a_caption_and_titles_of_axes(source: Path) -> None:
+def test_figures_of_a_chapter_have_a_title_and_titles_of_axes(source: Path) -> None:
     faults = []
-    for page in outputs(source):
-        title = html.unescape(caption(page))
-        faults += [f"{title[:50]!r}: {axis} axis has no title" for axis in untitled(page)]
+    outputs = renderer.figures_of(nbformat.read(source.with_suffix(".ipynb"), as_version=4).cells)
+    assert outputs
+    for output in outputs:
+        figure = output.data[renderer.MIME]
+        title = html.unescape(renderer.title(figure))
+        faults += [f"{title[:50]!r}: {axis} axis has no title" for axis in untitled(figure)]
         if not title:
-            faults.append(f"a figure without a title: {page[:200]}")
+            faults.append(f"a figure without a title: {str(figure)[:200]}")
     assert faults == []
 
 
 def test_an_axis_without_a_title_is_found() -> None:
     figure = go.Figure(go.Scatter(x=[1, 2], y=[3, 4]), layout={"title": "T", "xaxis": {"title": "x"}})
-    page = BookRenderer().to_mimebundle(figure.to_dict())["text/html"]
-    assert untitled(page) == ["y"]
+    assert untitled(figure.to_dict()) == ["y"]
     names = go.Figure(go.Bar(x=["a", "b"], y=[3, 4]), layout={"yaxis": {"title": "n"}})
-    assert untitled(BookRenderer().to_mimebundle(names.to_dict())["text/html"]) == []
+    assert untitled(names.to_dict()) == []
 
 
 def test_intervals_stand_in_rows_from_the_top_down() -> None:
@@ -199,11 +169,4 @@ def test_each_step_of_a_slider_shows_its_own_picture_and_each_is_stored_once() -
         assert step.method == "relayout"
         assert [name for name, seen in step.args[0].items() if seen] == [f"images[{i}].visible"]
         assert len(step.args[0]) == 3
-    page = BookRenderer().to_mimebundle(figure.to_dict())["text/html"]
-    assert page.count("data:image") == 3
-
-
-def test_a_slider_of_unlike_pictures_is_refused() -> None:
-    for pictures, labels in (([], []), (sheets(2), ["a"]), ([sheets()[0], sheets()[0][:-1]], ["a", "b"])):
-        with pytest.raises(CamlError, match="one label a picture"):
-            figures.picture_slider(pictures, labels, title="T")
+    assert figure.to_json().count("data:image") == 3

@@ -9,8 +9,7 @@ import nbformat
 import pytest
 from sample_book import ROOT
 
-from book import build, pairs, stills
-from caml_core.book_renderer import PLACEHOLDER
+from book import build, pairs, renderer
 
 SOURCES = pairs.sources(ROOT)
 TRACES = ("/work/", "/root/", "/home/", "/tmp/", "/Users/", "C:\\\\")
@@ -75,8 +74,9 @@ def test_notebook_tells_how_it_was_run(source: Path) -> None:
 @chapters
 def test_opening_exercises_and_stills(source: Path) -> None:
     build.check_parts(source.with_suffix(".ipynb"))
-    shown = [output.data["text/html"] for output in stills.figures_of(committed(source).cells)]
-    assert not [html[:200] for html in shown if PLACEHOLDER in html], "figures without a still; run: make notebooks"
+    figures = renderer.figures_of(committed(source).cells)
+    bare = [renderer.alt(figure.data[renderer.MIME]) for figure in figures if not renderer.still(figure)]
+    assert not bare, "figures without a still; run: make notebooks"
 
 
 @chapters

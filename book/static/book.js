@@ -1,7 +1,16 @@
 // The theme turns <i> icons into <svg>; widgets keep a hold on their <i>, so the picture goes inside it.
 window.FontAwesomeConfig = { autoReplaceSvg: "nest" };
 
+var bookScript = document.currentScript.src;
+
 document.addEventListener("DOMContentLoaded", function () {
+  // Explorables (book/live) come in one script, which fills their places.
+  if (document.querySelector("[data-explorable]")) {
+    var explorables = document.createElement("script");
+    explorables.src = new URL("explorables.js", bookScript).href;
+    document.head.appendChild(explorables);
+  }
+
   // Widgets typeset math through the interface of MathJax 2; the pages have MathJax 3.
   if (window.MathJax && MathJax.startup && !MathJax.Hub) {
     MathJax.Hub = {
