@@ -20,23 +20,37 @@
 # background, and say what the rest of the book does about it.
 #
 # > **Before you start.** You need Python and a first course in deep learning. On a laptop with two cores this takes
-# > about one minute and 1 GB of memory; on a GPU (T4, A100) half of that. Nothing is downloaded: the program draws its
-# > own pictures. The results below are those of the quick profile; the full profile (`CAML_PROFILE=full`) trains longer.
+# > about one minute and 1 GB of memory; no GPU is needed. Nothing is downloaded: the program draws its own pictures. The results below are those of the quick profile; the full profile (`CAML_PROFILE=full`) trains longer.
 
 # %% tags=["hide-input"]
 import os
 import subprocess
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 
-# On Colab, install the book's package; elsewhere there is nothing to do.
-if "google.colab" in sys.modules:
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # threads that wait give way
+
+# On Colab, or where the book's package is missing: install it, beside the
+# PyTorch and NumPy that are here.
+if find_spec("caml_core") is None:
     source = "git+https://github.com/your_account/caml-book"
     source = os.environ.get("CAML_REPOSITORY", source)
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", source]
-    subprocess.run(pip, check=True)
-    from caml_core.colab import setup
+    if "/your_account/" in source:
+        sys.exit("Set CAML_REPOSITORY to git+https://..., the book's address")
+    here = filter(find_spec, ("torch", "torchvision", "numpy"))
+    held = [f"{name}=={version(name)}" for name in here]
+    pip = [sys.executable, "-m", "pip", "install", "-q", source, *held]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"pip could not install {source}:\n{done.stderr[-900:]}")
+if "google.colab" in sys.modules:
+    import torch
 
-    setup()
+    cuda = torch.cuda.is_available()
+    gpu = torch.cuda.get_device_name() if cuda else "no GPU (not needed)"
+    print("caml_core", version("caml_core"), "torch", version("torch"), gpu)
+    print("expect 1 minute on two cores")
 # %% [markdown]
 # ## Two birds, two places
 #
@@ -61,13 +75,13 @@ print(
 # help.
 
 # %% tags=["nbval-check-output"]
-from caml_core.data.dataset import group_table
+from caml_core.groups import group_table
 from IPython.display import Markdown
 
 Markdown(group_table(train=train, validation=val, test=test))
 
 # %%
-from caml_core.figures import image_grid, use_book_style
+from caml_core.pictures.figures import image_grid, use_book_style
 
 use_book_style()
 rows = [torch.where(test.group == g)[0][:6] for g in range(test.n_groups)]
@@ -91,9 +105,9 @@ image_grid(
 # %%
 import os
 
-from caml_core.backbones import backbone
 from caml_core.device import pick_device
-from caml_core.erm import train_erm
+from caml_core.networks import backbone
+from caml_core.training import Erm, train_erm
 
 device = pick_device("auto")
 EPOCHS = {"quick": 8, "full": 30}[os.environ.get("CAML_PROFILE", "quick")]
@@ -102,12 +116,9 @@ run = train_erm(
     network,
     train,
     val,
-    epochs=EPOCHS,
-    lr=2e-3,
-    batch_size=32,
+    Erm(epochs=EPOCHS, lr=2e-3, batch_size=32, select="last"),
     seed=0,
     device=device,
-    select="last",
 )
 print(
     f"training accuracy in the last epoch: majority {run.history[-1]['train_majority']:.1f}%"
@@ -121,8 +132,8 @@ print(
 
 # %%
 from caml_core.features import predict
-from caml_core.figures import group_bars
 from caml_core.metrics import group_metrics
+from caml_core.pictures.figures import group_bars
 
 metrics = group_metrics(
     predict(network, test, device), test, train.group_counts
@@ -211,12 +222,9 @@ train_erm(
     fair_network,
     fair_train,
     val,
-    epochs=EPOCHS,
-    lr=2e-3,
-    batch_size=32,
+    Erm(epochs=EPOCHS, lr=2e-3, batch_size=32, select="last"),
     seed=0,
     device=device,
-    select="last",
 )
 fair = group_metrics(predict(fair_network, test, device), test)
 print(

@@ -21,23 +21,38 @@
 # drawn scenes and on real images.
 #
 # > **Before you start.** Chapter [00](00_quickstart.ipynb) helps. On a laptop with two cores this takes about two minutes
-# > and 2 GB of memory; on a GPU (T4, A100) less than one. The drawn part downloads nothing. The real part uses MNIST and
+# > and 2 GB of memory; no GPU is needed. The drawn part downloads nothing. The real part uses MNIST and
 # > CIFAR-10 (140 MB) from the folder `CAML_DATA` or the Hugging Face Hub; without both, it shows stored runs only.
 
 # %% tags=["hide-input"]
 import os
 import subprocess
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 
-# On Colab, install the book's package; elsewhere there is nothing to do.
-if "google.colab" in sys.modules:
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # threads that wait give way
+
+# On Colab, or where the book's package is missing: install it, beside the
+# PyTorch and NumPy that are here.
+if find_spec("caml_core") is None:
     source = "git+https://github.com/your_account/caml-book"
     source = os.environ.get("CAML_REPOSITORY", source)
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", source]
-    subprocess.run(pip, check=True)
-    from caml_core.colab import setup
+    if "/your_account/" in source:
+        sys.exit("Set CAML_REPOSITORY to git+https://..., the book's address")
+    here = filter(find_spec, ("torch", "torchvision", "numpy"))
+    held = [f"{name}=={version(name)}" for name in here]
+    pip = [sys.executable, "-m", "pip", "install", "-q", source, *held]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"pip could not install {source}:\n{done.stderr[-900:]}")
+if "google.colab" in sys.modules:
+    import torch
 
-    setup()
+    cuda = torch.cuda.is_available()
+    gpu = torch.cuda.get_device_name() if cuda else "no GPU (not needed)"
+    print("caml_core", version("caml_core"), "torch", version("torch"), gpu)
+    print("expect 2 minutes on two cores")
 # %% [markdown]
 # ## What is spurious about it
 #
@@ -56,7 +71,7 @@ RHO = 0.95
 train, val, test = load("birdscapes", rho=RHO, n_train=3000, seed=0)
 
 # %% tags=["nbval-check-output"]
-from caml_core.data.dataset import group_table
+from caml_core.groups import group_table
 from IPython.display import Markdown
 
 Markdown(group_table(train=train, validation=val, test=test))
@@ -74,6 +89,14 @@ assert shortcut_test == 0.5
 # The smallest loss on the training set belongs to a model that looks at the bird. But the background, being larger and
 # simpler, is found first, and then there is little loss left to learn from: only 5 in 100 examples still object.
 #
+# Logistic regression on points with two cues does the same, and answers at once:
+
+# %%
+from caml_core.pictures.explore import explore
+
+explore("two_cues", "Two cues: the stronger one is learned first")
+
+# %% [markdown]
 # ## The learning curve, split
 #
 # Train by empirical risk minimisation (ERM, the mean loss over all training pictures), and after every epoch count
@@ -82,9 +105,9 @@ assert shortcut_test == 0.5
 # %%
 import os
 
-from caml_core.backbones import backbone
 from caml_core.device import pick_device
-from caml_core.erm import train_erm
+from caml_core.networks import backbone
+from caml_core.training import Erm, train_erm
 
 FULL = os.environ.get("CAML_PROFILE", "quick") == "full"
 device = pick_device("auto")
@@ -93,23 +116,51 @@ run = train_erm(
     network,
     train,
     val,
-    epochs=40 if FULL else 8,
-    lr=1e-3,
+    Erm(epochs=40 if FULL else 8, lr=1e-3, select="last"),
     seed=1,
     device=device,
-    select="last",
 )
 
-# %% tags=["opening"]
-from caml_core.figures import accuracy_curves, use_book_style
+# %% tags=["hide-input"]
+import plotly.graph_objects as go
+from caml_core.pictures.figures import (
+    MAJORITY,
+    MINORITY,
+    add_chance,
+    use_book_style,
+)
 
 use_book_style()
+
+
+def accuracy_curves(history, title):
+    """Lines on the validation split, circles on the training split."""
+    figure = go.Figure()
+    epochs = [epoch["epoch"] for epoch in history]
+    for kind, colour in (("majority", MAJORITY), ("minority", MINORITY)):
+        unseen = [epoch["val"][kind]["value"] for epoch in history]
+        seen = [epoch[f"train_{kind}"] for epoch in history]
+        line = {"mode": "lines+markers", "line_color": colour}
+        ring = {"color": colour, "symbol": "circle-open", "size": 9}
+        figure.add_scatter(
+            x=epochs, y=unseen, name=f"{kind}, validation", **line
+        )
+        figure.add_scatter(
+            x=epochs,
+            y=seen,
+            name=f"{kind}, training",
+            mode="markers",
+            marker=ring,
+        )
+    figure.update_yaxes(title="accuracy (%)", range=[0, 104])
+    figure.update_layout(title=title, xaxis_title="epoch")
+    return add_chance(figure, 50)
+
+
+# %% tags=["opening"]
 alt = "Accuracy on majority and minority after each epoch, in training and validation."
-accuracy_curves(
-    run.history,
-    chance=50,
-    title="The majority is learned at once; the minority waits",
-).update_layout(meta={"alt": alt})
+title = "The majority is learned at once; the minority waits"
+accuracy_curves(run.history, title).update_layout(meta={"alt": alt})
 
 # %% [markdown]
 # Circles are training accuracy, lines validation accuracy. The majority is near its best after the first epochs. The
@@ -150,7 +201,7 @@ print(
 assert share > 80
 
 # %%
-from caml_core.figures import image_grid
+from caml_core.pictures.figures import image_grid
 
 easiest = losses.argsort()[:6]
 image_grid(
@@ -187,15 +238,31 @@ def occlusion_map(network, x, y, patch=12, step=4):
     return (margin(x[None]) - margin(batch)).view(len(places), len(places))
 
 
-# %%
-from caml_core.figures import evidence
+# %% tags=["hide-input"]
+from caml_core.pictures.figures import data_uri
+from plotly.subplots import make_subplots
 
 chosen = [int(torch.where(~test.is_minority)[0][0]), int(hardest[0])]
-evidence(
-    [test.x[row] for row in chosen],
-    [occlusion_map(network, test.x[row], int(test.y[row])) for row in chosen],
-    ["majority", "minority"],
+names = ["majority", "minority", "its evidence", "its evidence"]
+figure = make_subplots(2, 2, subplot_titles=names, vertical_spacing=0.12)
+for column, row in enumerate(chosen, start=1):
+    source = data_uri(test.x[row].permute(1, 2, 0).numpy())
+    figure.add_trace(go.Image(source=source, hoverinfo="skip"), 1, column)
+    heat = occlusion_map(network, test.x[row], int(test.y[row]))
+    figure.add_trace(
+        go.Heatmap(z=heat.numpy(), coloraxis="coloraxis"), 2, column
+    )
+reach = max(float(abs(heat.z).max()) for heat in figure.data[1::2])
+scale = {"colorscale": "RdBu_r", "cmin": -reach, "cmax": reach}
+figure.update_xaxes(visible=False, fixedrange=True, constrain="domain")
+figure.update_yaxes(visible=False, fixedrange=True, autorange="reversed")
+for axis in ("3", "4"):
+    figure.update_layout({f"yaxis{axis}": {"scaleanchor": f"x{axis}"}})
+figure.update_layout(
     title="Red pixels speak for the right answer, blue ones against it",
+    coloraxis={**scale, "colorbar": {"title": "margin", "nticks": 3}},
+    height=560,
+    margin={"l": 10, "r": 10, "b": 10},
 )
 
 # %% [markdown]
@@ -248,8 +315,7 @@ with torch.no_grad():
         print(f"{name:20} {kept[name]:5.1f}% right")
 
 # %%
-import plotly.graph_objects as go
-from caml_core.figures import ATTRIBUTE, CHANCE, LABEL, add_chance
+from caml_core.pictures.figures import ATTRIBUTE, CHANCE, LABEL
 
 figure = go.Figure(
     go.Bar(
@@ -289,12 +355,9 @@ for rho in STRENGTHS:
         small,
         part,
         val,
-        epochs=30 if FULL else 6,
-        lr=2e-3,
-        batch_size=32,
+        Erm(epochs=30 if FULL else 6, lr=2e-3, batch_size=32, select="last"),
         seed=0,
         device=device,
-        select="last",
         progress=False,
     )
     by_rho[rho] = group_metrics(predict(small, test, device), test)
@@ -306,11 +369,8 @@ for rho in STRENGTHS:
 # Move the slider: the bars on the left are what training shows the network, those on the right what the balanced test
 # set finds.
 
+
 # %%
-from caml_core.figures import MAJORITY, MINORITY
-from plotly.subplots import make_subplots
-
-
 def bars(rho, metrics):
     """Two traces: what training shows, what the test set finds."""
     kinds = ["majority", "minority"]
@@ -385,7 +445,7 @@ def glued(split):
 fresh, glued_test = standardise(glued(val), glued(test))
 
 
-def explore(rho=0.95, C=0.001):
+def retrain(rho=0.95, C=0.001):
     """Retrain the last layer at strength rho; the two panels."""
     take = [round(150 * share) for share in (rho, 1 - rho, 1 - rho, rho)]
     rows = [torch.where(fresh.group == g)[0][:n] for g, n in enumerate(take)]
@@ -401,14 +461,14 @@ def explore(rho=0.95, C=0.001):
     return two_panels(rho, metrics).update_layout(title=title)
 
 
-figure = explore(rho=0.95)
+figure = retrain(rho=0.95)
 assert figure.data[1].y[1] < 40, "minority accuracy"
 figure
 
 # %%
-from caml_core.live import live
+from caml_core.pictures.live import live
 
-live(explore, rho=(0.5, 1.0, 0.01), C=[0.0001, 0.001, 0.01, 1])
+live(retrain, rho=(0.5, 1.0, 0.01), C=[0.0001, 0.001, 0.01, 1])
 
 # %% [markdown]
 # What does the network *see* at each strength? Sixteen training pictures, drawn at random. (This widget works in the
@@ -416,7 +476,7 @@ live(explore, rho=(0.5, 1.0, 0.01), C=[0.0001, 0.001, 0.01, 1])
 
 # %%
 import ipywidgets as widgets
-from caml_core.figures import contact_sheet, data_uri
+from caml_core.pictures.figures import contact_sheet
 
 sheets = []
 for rho in STRENGTHS:
@@ -475,7 +535,7 @@ if HAVE_IMAGES:
         domino_network,
         domino_train,
         domino_val,
-        epochs=20 if FULL else 3,
+        Erm(epochs=20 if FULL else 3),
         seed=0,
         device=device,
     )
@@ -485,8 +545,7 @@ if HAVE_IMAGES:
     display(
         accuracy_curves(
             domino_run.history,
-            chance=50,
-            title="Real images: the digit is learned first, the vehicle later",
+            "Real images: the digit is learned first, the vehicle later",
         )
     )
     wga, average = (found[k]["value"] for k in ("worst_group", "average"))
@@ -502,7 +561,7 @@ if HAVE_IMAGES:
 # trained on ImageNet, a network that has seen cars and trucks before.
 
 # %% tags=["nbval-check-output"]
-from caml_core.records import describe, mean_and_spread, stored
+from caml_core.runs.records import describe, mean_and_spread, stored
 
 names = {
     "small ResNet, from scratch": "dominoes_erm",
@@ -565,7 +624,7 @@ assert len(stored("dominoes_erm")) >= 3
 grid = [round(0.5 + 0.05 * i, 2) for i in range(11)]
 figure = go.Figure()
 for C in (0.001, 1):
-    curve = [explore(rho, C).data[1].y[1] for rho in grid]
+    curve = [retrain(rho, C).data[1].y[1] for rho in grid]
     dash = "solid" if C == 1 else "dot"
     figure.add_scatter(x=grid, y=curve, name=f"C = {C}", line_dash=dash)
     worse = next(rho for rho, value in zip(grid, curve) if value < 50)

@@ -29,16 +29,31 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 
-# On Colab, install the book's package; elsewhere there is nothing to do.
-if "google.colab" in sys.modules:
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # threads that wait give way
+
+# On Colab, or where the book's package is missing: install it, beside the
+# PyTorch and NumPy that are here.
+if find_spec("caml_core") is None:
     source = "git+https://github.com/your_account/caml-book"
     source = os.environ.get("CAML_REPOSITORY", source)
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", source]
-    subprocess.run(pip, check=True)
-    from caml_core.colab import setup
+    if "/your_account/" in source:
+        sys.exit("Set CAML_REPOSITORY to git+https://..., the book's address")
+    here = filter(find_spec, ("torch", "torchvision", "numpy"))
+    held = [f"{name}=={version(name)}" for name in here]
+    pip = [sys.executable, "-m", "pip", "install", "-q", source, *held]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"pip could not install {source}:\n{done.stderr[-900:]}")
+if "google.colab" in sys.modules:
+    import torch
 
-    setup()
+    cuda = torch.cuda.is_available()
+    gpu = torch.cuda.get_device_name() if cuda else "no GPU (not needed)"
+    print("caml_core", version("caml_core"), "torch", version("torch"), gpu)
+    print("expect 1 minute on two cores")
 # %% [markdown]
 # ## A dataset that is always there
 #
@@ -47,7 +62,7 @@ if "google.colab" in sys.modules:
 
 # %%
 from caml_core.data import load
-from caml_core.data.dataset import group_table
+from caml_core.groups import group_table
 from IPython.display import Markdown, display
 
 train, val, test = load("birdscapes", n_train=400, n_val=80, n_test=80, seed=0)
@@ -60,7 +75,7 @@ display(Markdown(group_table(train=train, validation=val, test=test)))
 
 # %%
 import torch
-from caml_core.figures import image_grid, use_book_style
+from caml_core.pictures.figures import image_grid, use_book_style
 
 use_book_style()
 
@@ -140,12 +155,12 @@ else:
 # ## Collected from the world
 #
 # The other datasets are fetched. Two functions show what your machine has of each, and the published table. Where a
-# dataset comes from, how large it is and under which licence, `python -m caml_core data info NAME` prints as well.
+# dataset comes from, how large it is and under which licence, `python -m caml_core data list` prints as well.
 
 # %%
 from importlib import import_module
 
-from caml_core.data.catalogue import CATALOGUE, locate
+from caml_core.data.find import CATALOGUE, locate
 from caml_core.errors import CamlError
 
 
@@ -488,7 +503,7 @@ if HAVE_MADLIBS:
     assert by_judgement[1] > 70
 
 # %%
-from caml_core.figures import MAJORITY, MINORITY, add_chance
+from caml_core.pictures.figures import MAJORITY, MINORITY, add_chance
 
 if HAVE_MADLIBS:
     ways = ["by sentence", "by judgement"]

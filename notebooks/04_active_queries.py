@@ -20,24 +20,38 @@
 # shortcut, run active learning in rounds, draw a map of what was asked, and say when uncertainty is a bad guide.
 #
 # > **Before you start.** Chapter [01](01_shortcuts.ipynb) helps: it says what majority and minority are. On a laptop
-# > with two cores this takes about one minute and 1 GB of memory; on a GPU (T4, A100) about as long, since the network
-# > is tiny. Nothing is downloaded: the program draws its own digits. The full profile (`CAML_PROFILE=full`) trains on
+# > with two cores this takes about one minute and 1 GB of memory; the network is tiny, and no GPU is needed. Nothing is downloaded: the program draws its own digits. The full profile (`CAML_PROFILE=full`) trains on
 # > more seeds.
 
 # %% tags=["hide-input"]
 import os
 import subprocess
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 
-# On Colab, install the book's package; elsewhere there is nothing to do.
-if "google.colab" in sys.modules:
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # threads that wait give way
+
+# On Colab, or where the book's package is missing: install it, beside the
+# PyTorch and NumPy that are here.
+if find_spec("caml_core") is None:
     source = "git+https://github.com/your_account/caml-book"
     source = os.environ.get("CAML_REPOSITORY", source)
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", source]
-    subprocess.run(pip, check=True)
-    from caml_core.colab import setup
+    if "/your_account/" in source:
+        sys.exit("Set CAML_REPOSITORY to git+https://..., the book's address")
+    here = filter(find_spec, ("torch", "torchvision", "numpy"))
+    held = [f"{name}=={version(name)}" for name in here]
+    pip = [sys.executable, "-m", "pip", "install", "-q", source, *held]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"pip could not install {source}:\n{done.stderr[-900:]}")
+if "google.colab" in sys.modules:
+    import torch
 
-    setup()
+    cuda = torch.cuda.is_available()
+    gpu = torch.cuda.get_device_name() if cuda else "no GPU (not needed)"
+    print("caml_core", version("caml_core"), "torch", version("torch"), gpu)
+    print("expect 1 minute on two cores")
 # %% [markdown]
 # ## A pool of pictures, and few labels
 #
@@ -62,7 +76,7 @@ print(f"{len(pool):,} pictures in the pool, {pool.source}")
 
 # %%
 import torch
-from caml_core.figures import image_grid, use_book_style
+from caml_core.pictures.figures import image_grid, use_book_style
 
 use_book_style()
 sheet = []
@@ -147,10 +161,10 @@ print(f"{len(labelled)} labels, {known} of them from the minority")
 # %%
 import os
 
-from caml_core.backbones import backbone
 from caml_core.device import pick_device
-from caml_core.erm import train_erm
 from caml_core.loader import random_shift
+from caml_core.networks import backbone
+from caml_core.training import Erm, train_erm
 
 FULL = os.environ.get("CAML_PROFILE", "quick") == "full"
 EPOCHS = 30
@@ -160,10 +174,9 @@ device = pick_device("auto")
 def trained(labelled, seed, on_epoch=None):
     """A small network after ERM on `labelled`; keeps its last epoch."""
     network = backbone("small_cnn", n_classes=10, seed=seed)
-    settings = {"lr": 2e-3, "batch_size": 32, "select": "last"}
-    settings |= {"augment": random_shift, "progress": False}
-    settings |= {"device": device, "on_epoch": on_epoch}
-    train_erm(network, labelled, val, epochs=EPOCHS, seed=seed, **settings)
+    erm = Erm(epochs=EPOCHS, lr=2e-3, batch_size=32, select="last")
+    options = {"augment": random_shift, "progress": False, "on_epoch": on_epoch}
+    train_erm(network, labelled, val, erm, seed=seed, device=device, **options)
     return network
 
 
@@ -212,7 +225,7 @@ for name, value in median.items():
 assert median["minority"] > median["majority"]
 
 # %%
-from caml_core.figures import CHANCE, MAJORITY, MINORITY
+from caml_core.pictures.figures import CHANCE, MAJORITY, MINORITY
 
 
 def mark_pool(figure):
@@ -504,7 +517,8 @@ figure
 # this; `method="append"` means that a query is simply one more example.
 
 # %%
-from caml_core.active import Plan, run_active
+from caml_core.active import run_active
+from caml_core.round import Plan
 
 plan = {"method": "append", "start": START, "query": QUERY, "rounds": 3}
 plan |= {"epochs": 60 if FULL else 40, "select": "last"}
@@ -544,7 +558,7 @@ for name, records in runs.items():
 Markdown("\n".join(lines))
 
 # %%
-from caml_core.figures import curves_with_band
+from caml_core.pictures.figures import curves_with_band
 
 curves_with_band(
     [record["labels"] for record in runs["random"]],
@@ -554,7 +568,7 @@ curves_with_band(
         ]
         for name, records in runs.items()
     },
-    title="A label bought where the network is unsure teaches more",
+    title="One seed: labels bought in doubt end about where random ones do",
     x_title="labels bought",
     y_title="minority accuracy (%)",
     colours={"random": CHANCE, "least confidence": MINORITY},
@@ -785,6 +799,14 @@ image_grid(
 # to push up for ever: it should rise, and fall again once the answers have been understood. And even in a good batch
 # some questions are of this kind.
 #
+# Ask yourself. In this pool of points, some lie in a fog: on neither background, with labels that say nothing.
+
+# %%
+from caml_core.pictures.explore import explore
+
+explore("ask_yourself", "Buy labels: is uncertain the same as hard?")
+
+# %% [markdown]
 # ## What we saw
 #
 # - An acquisition function turns what a network says about a pool into a batch of questions.

@@ -12,9 +12,9 @@
 # ---
 
 # %% [markdown]
-# # Dilution: right labels, little change
+# # Dilution: what a few right labels can do
 #
-# **Question.** We bought the right labels. Why does the model hardly change?
+# **Question.** We bought labels that the model was unsure of. Why does it learn so little of the core feature from them?
 #
 # **You will be able to** say what share of the objective a batch of queries has, measure what share of the *gradient*
 # it has, tell learning from learning by heart, and run the two controls that any method for queried labels must face:
@@ -29,16 +29,31 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 
-# On Colab, install the book's package; elsewhere there is nothing to do.
-if "google.colab" in sys.modules:
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # threads that wait give way
+
+# On Colab, or where the book's package is missing: install it, beside the
+# PyTorch and NumPy that are here.
+if find_spec("caml_core") is None:
     source = "git+https://github.com/your_account/caml-book"
     source = os.environ.get("CAML_REPOSITORY", source)
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", source]
-    subprocess.run(pip, check=True)
-    from caml_core.colab import setup
+    if "/your_account/" in source:
+        sys.exit("Set CAML_REPOSITORY to git+https://..., the book's address")
+    here = filter(find_spec, ("torch", "torchvision", "numpy"))
+    held = [f"{name}=={version(name)}" for name in here]
+    pip = [sys.executable, "-m", "pip", "install", "-q", source, *held]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"pip could not install {source}:\n{done.stderr[-900:]}")
+if "google.colab" in sys.modules:
+    import torch
 
-    setup()
+    cuda = torch.cuda.is_available()
+    gpu = torch.cuda.get_device_name() if cuda else "no GPU (not needed)"
+    print("caml_core", version("caml_core"), "torch", version("torch"), gpu)
+    print("expect 2 minutes on two cores")
 # %% [markdown]
 # ## Ten digits on ten colours
 #
@@ -62,7 +77,7 @@ print(f"{len(pool):,} in the pool, {len(val):,} validation, {len(test):,} test")
 
 # %%
 import torch
-from caml_core.figures import image_grid, use_book_style
+from caml_core.pictures.figures import image_grid, use_book_style
 
 use_book_style()
 rows = []
@@ -84,10 +99,11 @@ image_grid(
 # `run_active` is this loop.
 
 # %%
-from caml_core.active import Plan, run_active
-from caml_core.backbones import backbone
+from caml_core.active import run_active
 from caml_core.device import pick_device
 from caml_core.loader import random_shift
+from caml_core.networks import backbone
+from caml_core.round import Plan
 
 device = pick_device("auto")
 plan = Plan(
@@ -289,8 +305,8 @@ def observe(network, times):
 # %%
 import dataclasses
 
-from caml_core.active import train_round
 from caml_core.metrics import group_metrics
+from caml_core.round import train_round
 
 
 def train_and_watch(method, times, seed=0):
@@ -304,9 +320,9 @@ def train_and_watch(method, times, seed=0):
             notes.append(observe(network, times))
 
     run = train_round(
-        network, pool.x.to(device), pool, [start, *queries], val,
+        network, pool, [start, *queries], val,
         dataclasses.replace(plan, method=method),
-        stream, device, random_shift, on_epoch=on_epoch,
+        seed=stream, device=device, augment=random_shift, on_epoch=on_epoch,
     )  # fmt: skip
     return run, notes, group_metrics(predict(network, test, device), test)
 
@@ -319,7 +335,7 @@ assert again == after or device.type == "cuda", "the same training, repeated"
 
 # %%
 import plotly.graph_objects as go
-from caml_core.figures import CHANCE, METHOD_COLOURS
+from caml_core.pictures.figures import CHANCE, METHOD_COLOURS
 
 epochs = list(range(2, plan.epochs + 1, 2))
 figure = go.Figure()
@@ -355,6 +371,14 @@ assert mean_share > weight + 0.03
 # majority, are fitted by way of the colour and fall silent; the queries, chosen because they are hard, keep their
 # losses and so pull more than their share. The weight in the objective is small, but what it multiplies is large.
 #
+# The same in a plane, where you can change the number of queries, their weight and their place:
+
+# %%
+from caml_core.pictures.explore import explore
+
+explore("weight_of_a_query", "A few queries against a hundred old labels")
+
+# %% [markdown]
 # ## Third suspect: what training makes of them
 #
 # If the queries have the gradient's attention, what does the network do for them? There are two ways to satisfy a
@@ -362,7 +386,7 @@ assert mean_share > weight + 0.03
 # Compare the accuracy on *queried* minority pictures with that on *fresh* ones, those of the validation set.
 
 # %%
-from caml_core.figures import MAJORITY, MINORITY
+from caml_core.pictures.figures import MAJORITY, MINORITY
 
 
 def three_lines(run, notes, title):
@@ -453,7 +477,7 @@ for seed in range(SEEDS):
     pairs["upweight"].append(train_and_watch("upweight", 6, seed))
 
 # %%
-from caml_core.figures import curves_with_band
+from caml_core.pictures.figures import curves_with_band
 
 
 def smooth(run):

@@ -28,16 +28,31 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 
-# On Colab, install the book's package; elsewhere there is nothing to do.
-if "google.colab" in sys.modules:
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # threads that wait give way
+
+# On Colab, or where the book's package is missing: install it, beside the
+# PyTorch and NumPy that are here.
+if find_spec("caml_core") is None:
     source = "git+https://github.com/your_account/caml-book"
     source = os.environ.get("CAML_REPOSITORY", source)
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", source]
-    subprocess.run(pip, check=True)
-    from caml_core.colab import setup
+    if "/your_account/" in source:
+        sys.exit("Set CAML_REPOSITORY to git+https://..., the book's address")
+    here = filter(find_spec, ("torch", "torchvision", "numpy"))
+    held = [f"{name}=={version(name)}" for name in here]
+    pip = [sys.executable, "-m", "pip", "install", "-q", source, *held]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"pip could not install {source}:\n{done.stderr[-900:]}")
+if "google.colab" in sys.modules:
+    import torch
 
-    setup()
+    cuda = torch.cuda.is_available()
+    gpu = torch.cuda.get_device_name() if cuda else "no GPU (not needed)"
+    print("caml_core", version("caml_core"), "torch", version("torch"), gpu)
+    print("expect 1 minute on two cores")
 # %% [markdown]
 # ## Two losses that want different things
 #
@@ -73,7 +88,7 @@ L_Q = bowl([0.5, 2.0], curvature=[0.5, 1.0])
 
 # %%
 import plotly.graph_objects as go
-from caml_core.figures import MAJORITY, MINORITY, use_book_style
+from caml_core.pictures.figures import MAJORITY, MINORITY, use_book_style
 from torch.func import vmap
 
 use_book_style()
@@ -200,7 +215,7 @@ assert torch.equal(exact(theta, 0.0), g_Q)
 # shortened alike.
 
 # %%
-from caml_core.figures import METHOD_COLOURS
+from caml_core.pictures.figures import METHOD_COLOURS
 
 PLAIN, MLDG = METHOD_COLOURS["upweight"], METHOD_COLOURS["mldg"]
 EXACT = "#8A5FBF"  # exact MLDG
@@ -597,15 +612,24 @@ assert by_order.norm() > 2 * by_bias.norm() > 0
 #
 # ## The same from the package
 #
-# `caml_core.meta.meta_gradient` does what these cells do, for a network as well. It takes any `loss(theta, batch)`.
-# Here a batch is just the function that it stands for.
+# `caml_core.meta.meta_gradient` does what these cells do, for a network as well. It takes any `loss(theta, batch)`,
+# where $\theta$ is a list with a tensor for each parameter; ours has one. Here a batch is just the function that it
+# stands for.
 
 # %% tags=["nbval-check-output"]
-from caml_core.meta import meta_gradient
+from caml_core import meta
 
 
 def loss(theta, batch):
     return batch(theta)
+
+
+def meta_gradient(loss, theta, tasks, **settings):
+    """The package's, with our theta as a list of one parameter."""
+    one = meta.meta_gradient(
+        lambda theta, batch: loss(*theta, batch), [theta], tasks, **settings
+    )
+    return one[0]
 
 
 ours = {"first": rounds_first, "exact": rounds_exact}

@@ -30,16 +30,31 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 
-# On Colab, install the book's package; elsewhere there is nothing to do.
-if "google.colab" in sys.modules:
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # threads that wait give way
+
+# On Colab, or where the book's package is missing: install it, beside the
+# PyTorch and NumPy that are here.
+if find_spec("caml_core") is None:
     source = "git+https://github.com/your_account/caml-book"
     source = os.environ.get("CAML_REPOSITORY", source)
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", source]
-    subprocess.run(pip, check=True)
-    from caml_core.colab import setup
+    if "/your_account/" in source:
+        sys.exit("Set CAML_REPOSITORY to git+https://..., the book's address")
+    here = filter(find_spec, ("torch", "torchvision", "numpy"))
+    held = [f"{name}=={version(name)}" for name in here]
+    pip = [sys.executable, "-m", "pip", "install", "-q", source, *held]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"pip could not install {source}:\n{done.stderr[-900:]}")
+if "google.colab" in sys.modules:
+    import torch
 
-    setup()
+    cuda = torch.cuda.is_available()
+    gpu = torch.cuda.get_device_name() if cuda else "no GPU (not needed)"
+    print("caml_core", version("caml_core"), "torch", version("torch"), gpu)
+    print("expect 2 minutes on two cores")
 # %% [markdown]
 # ## The task in a round
 #
@@ -97,11 +112,20 @@ print("after round 2: theta' =", adapted.tolist(), " c =", c.tolist())
 
 # %% [markdown]
 # The step that the optimiser sees is the plain gradient of all labels plus the mean of what the rounds asked for
-# *after* adapting, $g(\theta, D_R) + c / R$. The package has the same lines, for any network and any number of rounds;
-# on our toy it must give the same numbers.
+# *after* adapting, $g(\theta, D_R) + c / R$. The package has the same lines, for any network and any number of rounds.
+# It keeps $\theta$ as a list with a tensor for each parameter; our toy is a list of one, and must give the same numbers.
 
 # %%
-from caml_core.meta import meta_gradient
+from caml_core import meta
+
+
+def meta_gradient(loss, theta, tasks, **settings):
+    """The package's, with our theta as a list of one parameter."""
+    one = meta.meta_gradient(
+        lambda theta, batch: loss(*theta, batch), [theta], tasks, **settings
+    )
+    return one[0]
+
 
 tasks = [("D", "Q1"), ("D", "Q2")]
 packaged = meta_gradient(loss, theta, tasks, alpha=alpha)
@@ -129,7 +153,7 @@ assert packaged.norm() < mldg.norm()
 
 # %%
 import plotly.graph_objects as go
-from caml_core.figures import METHOD_COLOURS, use_book_style
+from caml_core.pictures.figures import METHOD_COLOURS, use_book_style
 
 use_book_style()
 
@@ -169,14 +193,20 @@ one_step()
 # How much does the inner step matter? At $\alpha = 0$ the three arrows are one.
 
 # %%
-from caml_core.live import live
-
 ends = {
     trace.name: (trace.x[1], trace.y[1]) for trace in one_step(alpha=0).data[1:]
 }
 assert len(ends) == 3
 assert len(set(ends.values())) == 1
-live(one_step, alpha=(0.0, 1.0, 0.05))
+
+# %% [markdown]
+# Change the wishes and $\alpha$ yourself, with a third batch, and with CAML's exact derivative (chapter
+# [06](06_meta_gradients.ipynb)) beside its first order.
+
+# %%
+from caml_core.pictures.explore import explore
+
+explore("one_step", "One step of CAML and its controls, by hand")
 
 # %% [markdown]
 # ## The rounds, for real
@@ -196,10 +226,11 @@ print(f"{len(pool):,} images in the pool, {pool.source}")
 print(f"minority: {100 * pool.is_minority.double().mean():.1f}%")
 
 # %%
-from caml_core.active import Plan, run_active
-from caml_core.backbones import backbone
+from caml_core.active import run_active
 from caml_core.device import pick_device
 from caml_core.loader import random_shift
+from caml_core.networks import backbone
+from caml_core.round import Plan
 
 REGIME = {
     "start": 600, "query": 50, "rounds": 3, "epochs": 60, "lr": 2e-3,
@@ -223,7 +254,7 @@ def network():
 
 # %%
 append = run_active(
-    network, pool, val, test, Plan("append", **REGIME), **options
+    network, pool, val, test, Plan(method="append", **REGIME), **options
 )
 queries = [record["queried"] for record in append[1:]]
 for record in append[1:]:
@@ -235,7 +266,7 @@ for record in append[1:]:
 # %%
 last = {"append": append[-1]}
 (last["caml"],) = run_active(
-    network, pool, val, test, Plan("caml", **REGIME), **options,
+    network, pool, val, test, Plan(method="caml", **REGIME), **options,
     queries=queries, first_round=3,
 )  # fmt: skip
 for name, record in last.items():
@@ -258,8 +289,8 @@ assert better > last["append"]["metrics"]["average"]["value"]
 # stored with everything needed to repeat them.
 
 # %% tags=["nbval-check-output"]
-from caml_core.published import by_run, mean_text, paired
-from caml_core.records import describe
+from caml_core.runs.records import describe
+from caml_core.runs.tables import by_run, mean_text, paired
 from IPython.display import Markdown
 
 runs = by_run("digits")
@@ -292,7 +323,7 @@ for name, d in differences.items():
     print(f"{name:31s} {d['mean']:+6.1f}  {interval:14s} n = {d['n']}")
 
 # %% tags=["opening"]
-from caml_core.figures import interval_rows
+from caml_core.pictures.figures import interval_rows
 
 figure = interval_rows(
     {"caml": differences}, x_title="difference (points), 95% interval",

@@ -28,16 +28,31 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 
-# On Colab, install the book's package; elsewhere there is nothing to do.
-if "google.colab" in sys.modules:
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # threads that wait give way
+
+# On Colab, or where the book's package is missing: install it, beside the
+# PyTorch and NumPy that are here.
+if find_spec("caml_core") is None:
     source = "git+https://github.com/your_account/caml-book"
     source = os.environ.get("CAML_REPOSITORY", source)
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", source]
-    subprocess.run(pip, check=True)
-    from caml_core.colab import setup
+    if "/your_account/" in source:
+        sys.exit("Set CAML_REPOSITORY to git+https://..., the book's address")
+    here = filter(find_spec, ("torch", "torchvision", "numpy"))
+    held = [f"{name}=={version(name)}" for name in here]
+    pip = [sys.executable, "-m", "pip", "install", "-q", source, *held]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"pip could not install {source}:\n{done.stderr[-900:]}")
+if "google.colab" in sys.modules:
+    import torch
 
-    setup()
+    cuda = torch.cuda.is_available()
+    gpu = torch.cuda.get_device_name() if cuda else "no GPU (not needed)"
+    print("caml_core", version("caml_core"), "torch", version("torch"), gpu)
+    print("expect 1 minute on two cores")
 # %% [markdown]
 # ## Four lines of algebra
 #
@@ -83,8 +98,8 @@ pool, val, _ = load("spuco_mnist", **look, **sizes, seed=0)
 # replace its ReLUs by SiLU, $x / (1 + e^{-x})$. The ReLU comes back where training steps are compared.
 
 # %%
-from caml_core.backbones import Backbone, small_cnn_body
 from caml_core.device import seeded
+from caml_core.networks import Backbone, small_cnn_body
 from torch import nn
 
 
@@ -103,12 +118,13 @@ def make_network(smooth=True):
 # the pictures in which the network has least confidence, those with the highest $1 - \max_k p_k$.
 
 # %%
-from caml_core.active import Plan, run_active, train_round
+from caml_core.active import run_active
 from caml_core.device import stream_seed
+from caml_core.round import Plan, train_round
 
 R = 5
 plan = Plan(
-    "append", start=600, query=50, rounds=R, acquisition="least_confidence",
+    method="append", start=600, query=50, rounds=R, acquisition="least_confidence",
     epochs=12, lr=5e-4, select="last",
 )  # fmt: skip
 networks = []
@@ -140,7 +156,8 @@ assert sum(most[1:]) / R > 0.25
 # The queries are lopsided: each is mostly about the few digits that this network happened to confuse.
 #
 # CAML draws every batch so that the classes in it are equally likely. We do the same, with more rows than in training
-# so that chance matters less. `loss_at` makes the loss a function of one flat vector $\theta$.
+# so that chance matters less. `loss_at` makes the loss a function of the list of parameters; for products of gradients
+# we lay them end to end in one flat vector $\theta$.
 
 # %%
 draws = torch.Generator().manual_seed(1)
@@ -162,13 +179,21 @@ def make_tasks(n=100):
 tasks = make_tasks()
 
 # %%
-from caml_core.meta import flatten, loss_at
+from caml_core import meta
+from torch.nn.utils import parameters_to_vector
 
 
 def at(network):
-    """The loss as a function of flat parameters, and the parameters."""
-    network = network.double().train()
-    return loss_at(network, device), flatten(network)
+    """The loss as a function of one flat vector, and the vector."""
+    parameters = list(network.double().train().parameters())
+    sizes = [p.numel() for p in parameters]
+    of_list = meta.loss_at(network, device)
+
+    def loss(theta, data):
+        pieces = theta.split(sizes)
+        return of_list([t.view_as(p) for t, p in zip(pieces, parameters)], data)
+
+    return loss, parameters_to_vector(parameters).detach()
 
 
 def value_and_gradient(loss, theta, data):
@@ -202,10 +227,17 @@ def cumulative(loss, theta, tasks, alpha):
 
 
 # %% [markdown]
-# The package has the same recursion; its meta-gradient is $c / R$.
+# The package has the same recursion; its meta-gradient is $c / R$. To it our flat vector is a list of one parameter.
+
 
 # %%
-from caml_core.meta import meta_gradient
+def meta_gradient(loss, theta, tasks, **settings):
+    """The package's, with our theta as a list of one parameter."""
+    one = meta.meta_gradient(
+        lambda theta, batch: loss(*theta, batch), [theta], tasks, **settings
+    )
+    return one[0]
+
 
 place = places["initial weights"]
 _, c = cumulative(*place, tasks, alpha=0.1)
@@ -267,7 +299,7 @@ large = errors["trained"]  # at alpha = 0.1 the expansion is of no use
 assert large[CAML][8] > 0.3 * large[UP][8]
 
 # %% tags=["opening"]
-from caml_core.figures import METHOD_COLOURS, use_book_style
+from caml_core.pictures.figures import METHOD_COLOURS, use_book_style
 from plotly.subplots import make_subplots
 
 use_book_style()
@@ -400,7 +432,7 @@ for name, (value, *products, _) in expansion.items():
 
 # %%
 relu = make_network(smooth=False)
-train_round(relu, pool.x, pool, sets, val, plan, R, device)
+train_round(relu, pool, sets, val, plan, seed=R, device=device)
 used = {"initial weights": at(make_network(smooth=False)), "trained": at(relu)}
 
 
@@ -497,12 +529,13 @@ def one_epoch(method, seed):
     """Weights after one epoch on all rounds, from the same start."""
     network = make_network(smooth=False)
     short = replace(plan, method=method, epochs=1, alpha=PUBLISHED)
-    train_round(network, pool.x, pool, sets, val, short, seed, device)
-    return flatten(network)
+    train_round(network, pool, sets, val, short, seed=seed, device=device)
+    return parameters_to_vector(network.parameters()).detach()
 
 
 upweight = one_epoch("upweight", seed=0)
-way = (upweight - flatten(make_network(smooth=False))).norm()
+start = parameters_to_vector(make_network(smooth=False).parameters()).detach()
+way = (upweight - start).norm()
 to_caml = (one_epoch("caml", seed=0) - upweight).norm() / way
 to_other = (one_epoch("upweight", seed=1) - upweight).norm() / way
 print("distance from the up-weighted weights, in units of the way gone:")
@@ -624,7 +657,8 @@ assert steps[0] > 2 * steps[1:].max()
 #
 # - To first order, CAML is up-weighting, plus the adaptation term of independent tasks, plus interaction terms that
 #   couple every two rounds. With them the expansion is complete: its error has slope 2, without them slope 1.
-# - Queries by least confidence hardly agree with each other, much less than random batches, in good part because each
+# - These queries found little minority (4 to 10% of a batch, as the pool has 5%): what is said of queries here is about
+#   lopsided batches of majority pictures. Queries by least confidence hardly agree with each other, much less than random batches, in good part because each
 #   is about a few classes. The interaction terms ask training to change that.
 # - At the published $\alpha$ these terms are tiny, and CAML's step is nearly the up-weighted one. They become
 #   visible at an $\alpha$ at which, after training, the expansion breaks down.

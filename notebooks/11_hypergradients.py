@@ -29,16 +29,31 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 
-# On Colab, install the book's package; elsewhere there is nothing to do.
-if "google.colab" in sys.modules:
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # threads that wait give way
+
+# On Colab, or where the book's package is missing: install it, beside the
+# PyTorch and NumPy that are here.
+if find_spec("caml_core") is None:
     source = "git+https://github.com/your_account/caml-book"
     source = os.environ.get("CAML_REPOSITORY", source)
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", source]
-    subprocess.run(pip, check=True)
-    from caml_core.colab import setup
+    if "/your_account/" in source:
+        sys.exit("Set CAML_REPOSITORY to git+https://..., the book's address")
+    here = filter(find_spec, ("torch", "torchvision", "numpy"))
+    held = [f"{name}=={version(name)}" for name in here]
+    pip = [sys.executable, "-m", "pip", "install", "-q", source, *held]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"pip could not install {source}:\n{done.stderr[-900:]}")
+if "google.colab" in sys.modules:
+    import torch
 
-    setup()
+    cuda = torch.cuda.is_available()
+    gpu = torch.cuda.get_device_name() if cuda else "no GPU (not needed)"
+    print("caml_core", version("caml_core"), "torch", version("torch"), gpu)
+    print("expect 1 minute on two cores")
 # %% [markdown]
 # ## A training run with a knob
 #
@@ -53,7 +68,7 @@ if "google.colab" in sys.modules:
 
 # %%
 import torch
-from caml_core.data.dataset import GroupDataset
+from caml_core.groups import GroupDataset
 
 torch.set_default_dtype(torch.float64)
 
@@ -153,7 +168,7 @@ print(f"slope at the point: {slope:+.4f}")
 # %%
 import numpy as np
 import plotly.graph_objects as go
-from caml_core.figures import MINORITY, use_book_style
+from caml_core.pictures.figures import MINORITY, use_book_style
 from plotly.subplots import make_subplots
 
 use_book_style()
@@ -455,11 +470,9 @@ figure.update_layout(
 # When they spread over both sides, as here, it weighs flat directions too little *against* steep ones: it turns.
 #
 # For *every* curvature, exact and implicit agree up to a factor that the next cell prints: keep it in mind for the next
-# section. With Python behind this page you can move $\alpha$ as well: from which value on does the cosine suffer?
+# section.
 
 # %%
-from caml_core.live import live
-
 flat = (20 * spectrum / spectrum[0] < 1).double().mean()
 ratio = factors["adjoint"] / factors["implicit"]
 print(f"large steps: {100 * flat:.0f}% of all curvatures are still flat")
@@ -469,7 +482,14 @@ assert 0.99 < ratio.min() < 1.25 < ratio.max() < 1.35
 calm, torn = (truncation(5, largest).layout.title.text for largest in (0.1, 20))
 assert calm.endswith("length 25%, cosine 1.00")
 assert float(torn.split()[-1]) < 0.98
-live(truncation, k=(1, T, 1), largest=[0.1, 1.0, 5.0, 20.0, 35.0])
+
+# %% [markdown]
+# In the next figure the curvatures, $T$ and $\alpha$ are yours. From which spread on does the direction suffer?
+
+# %%
+from caml_core.pictures.explore import explore
+
+explore("whose_derivative", "Which way turns, and when?")
 
 # %% [markdown]
 # ## Fourth way: forget the path
@@ -488,7 +508,7 @@ live(truncation, k=(1, T, 1), largest=[0.1, 1.0, 5.0, 20.0, 35.0])
 # No steps are left, only a linear system. By hand, $X$ and $M$ hold weights and bias side by side.
 
 # %%
-from caml_core.hypergradients import implicit, solve_head
+from caml_core.implicit import implicit, solve_head
 
 mu = 1 / (ALPHA * T)
 W, b, p = (part[0] for part in solve_head(scene, mu))
@@ -583,7 +603,7 @@ assert offs[-1] > 2 * offs[0]
 # %%
 import time
 
-from caml_core.hypergradients import hypergradient
+from caml_core.implicit import hypergradient
 
 full = hsfm_problem(width=2048, k=256, signal=128)
 floats = Problem(
@@ -671,7 +691,8 @@ figure.update_layout(
 from dataclasses import replace
 
 from caml_core.features import standardise
-from caml_core.hsfm import PUBLISHED, draw_support, hsfm, scaled
+from caml_core.hsfm import draw_support, hsfm
+from caml_core.hsfm_settings import PUBLISHED, scaled
 
 FULL = os.environ.get("CAML_PROFILE", "quick") == "full"
 SEEDS, EPOCHS = range(16 if FULL else 6), 10
@@ -764,7 +785,7 @@ assert norms[1] > 3 * norms[0]
 #
 # ## Turn these knobs
 #
-# `largest` in the live cell; `width` of `hsfm_problem` (how does the spectrum change with more features than support
+# `largest` of `truncation`; `width` of `hsfm_problem` (how does the spectrum change with more features than support
 # points?); `eta` of the settings (with smaller edits, do the implicit ways keep their direction?).
 #
 # ## Exercises

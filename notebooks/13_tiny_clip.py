@@ -20,24 +20,39 @@
 # words alone, say whether "background" is a direction of the embedding, and tell what the embedding has forgotten.
 #
 # > **Before you start.** Chapter [01](01_shortcuts.ipynb) introduces the birds and their backgrounds. On a laptop with
-# > two cores this takes less than a minute and 1 GB of memory; on a T4 or an A100 about as long, since the models are
-# > tiny. Nothing is downloaded: the program draws its pictures, and the trained model (three megabytes) comes with the
+# > two cores this takes less than a minute and 1 GB of memory; the models are tiny, and no GPU is needed.
+# > Nothing is downloaded: the program draws its pictures, and the trained model (three megabytes) comes with the
 # > package.
 
 # %% tags=["hide-input"]
 import os
 import subprocess
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 
-# On Colab, install the book's package; elsewhere there is nothing to do.
-if "google.colab" in sys.modules:
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # threads that wait give way
+
+# On Colab, or where the book's package is missing: install it, beside the
+# PyTorch and NumPy that are here.
+if find_spec("caml_core") is None:
     source = "git+https://github.com/your_account/caml-book"
     source = os.environ.get("CAML_REPOSITORY", source)
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", source]
-    subprocess.run(pip, check=True)
-    from caml_core.colab import setup
+    if "/your_account/" in source:
+        sys.exit("Set CAML_REPOSITORY to git+https://..., the book's address")
+    here = filter(find_spec, ("torch", "torchvision", "numpy"))
+    held = [f"{name}=={version(name)}" for name in here]
+    pip = [sys.executable, "-m", "pip", "install", "-q", source, *held]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"pip could not install {source}:\n{done.stderr[-900:]}")
+if "google.colab" in sys.modules:
+    import torch
 
-    setup()
+    cuda = torch.cuda.is_available()
+    gpu = torch.cuda.get_device_name() if cuda else "no GPU (not needed)"
+    print("caml_core", version("caml_core"), "torch", version("torch"), gpu)
+    print("expect 1 minute on two cores")
 # %% [markdown]
 # ## Pictures and what is said about them
 #
@@ -56,7 +71,7 @@ words = captions(test)
 from collections import Counter
 from textwrap import wrap
 
-from caml_core.figures import image_grid, use_book_style
+from caml_core.pictures.figures import image_grid, use_book_style
 
 use_book_style()
 often = [text for text, _ in Counter(words).most_common(3)]
@@ -88,7 +103,7 @@ figure.update_layout(meta={"alt": "Three captions, four scenes for each"})
 
 # %%
 import torch
-from caml_core.tiny_clip import embed_images, embed_texts, load_clip
+from caml_core.pictures.clip import embed_images, embed_texts, load_clip
 
 clip = load_clip()
 f = embed_images(clip, test.x[:6])
@@ -159,7 +174,7 @@ assert ours < math.log(N) / 3
 from caml_core.data.birdscapes import caption
 from caml_core.data.scenery import Attributes
 from caml_core.device import seeded
-from caml_core.tiny_clip import (
+from caml_core.pictures.clip import (
     WIDTH,
     Clip,
     build_clip,
@@ -208,7 +223,7 @@ for step in range(1, STEPS + 1):
 
 # %%
 import plotly.graph_objects as go
-from caml_core.figures import ATTRIBUTE, CHANCE, LABEL
+from caml_core.pictures.figures import ATTRIBUTE, CHANCE, LABEL
 from plotly.subplots import make_subplots
 
 figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.08)
@@ -258,7 +273,7 @@ assert abs(last["facing"] - 50) < 20  # no caption named it
 # %%
 import json
 
-from caml_core.tiny_clip import WEIGHTS
+from caml_core.pictures.clip import WEIGHTS
 from IPython.display import Markdown
 
 card = json.loads(WEIGHTS.with_suffix(".json").read_text())
@@ -285,7 +300,7 @@ Markdown(
 # sentences for } v.$$
 
 # %%
-from caml_core.tiny_clip import prompts, text_centres
+from caml_core.pictures.clip import prompts, text_centres
 
 texts, names = prompts("background")
 for name, some_texts in zip(names, texts):
@@ -318,7 +333,7 @@ Markdown("\n".join(lines))
 # The same dot product, the other way round: a text ranks all pictures. Choose one with the slider.
 
 # %%
-from caml_core.figures import contact_sheet, picture_slider
+from caml_core.pictures.figures import contact_sheet, picture_slider
 
 QUERIES = (
     "a waterbird on land",
@@ -359,7 +374,7 @@ assert hits > 17
 # on land.
 
 # %%
-from caml_core.clip_space import along
+from caml_core.pictures.space import along
 
 PAIRS = ("background", "bird", "facing", "size")
 of_texts, of_images = {}, {}

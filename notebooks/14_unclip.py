@@ -21,23 +21,38 @@
 # picture must not be believed.
 #
 # > **Before you start.** Chapter [13](13_tiny_clip.ipynb) makes the embeddings and finds the direction "background". On
-# > a laptop with two cores this takes about half a minute and 1 GB of memory; on a T4 or an A100 a few seconds. Nothing
+# > a laptop with two cores this takes about half a minute and 1 GB of memory; no GPU is needed. Nothing
 # > is downloaded: both models (a few megabytes each) come with the package.
 
 # %% tags=["hide-input"]
 import os
 import subprocess
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 
-# On Colab, install the book's package; elsewhere there is nothing to do.
-if "google.colab" in sys.modules:
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # threads that wait give way
+
+# On Colab, or where the book's package is missing: install it, beside the
+# PyTorch and NumPy that are here.
+if find_spec("caml_core") is None:
     source = "git+https://github.com/your_account/caml-book"
     source = os.environ.get("CAML_REPOSITORY", source)
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", source]
-    subprocess.run(pip, check=True)
-    from caml_core.colab import setup
+    if "/your_account/" in source:
+        sys.exit("Set CAML_REPOSITORY to git+https://..., the book's address")
+    here = filter(find_spec, ("torch", "torchvision", "numpy"))
+    held = [f"{name}=={version(name)}" for name in here]
+    pip = [sys.executable, "-m", "pip", "install", "-q", source, *held]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"pip could not install {source}:\n{done.stderr[-900:]}")
+if "google.colab" in sys.modules:
+    import torch
 
-    setup()
+    cuda = torch.cuda.is_available()
+    gpu = torch.cuda.get_device_name() if cuda else "no GPU (not needed)"
+    print("caml_core", version("caml_core"), "torch", version("torch"), gpu)
+    print("expect 1 minute on two cores")
 # %% [markdown]
 # ## There and back
 #
@@ -49,8 +64,8 @@ if "google.colab" in sys.modules:
 # %%
 import torch
 from caml_core.data import load
-from caml_core.tiny_clip import embed_images, load_clip, zero_shot
-from caml_core.unclip import decode, embed, load_unclip
+from caml_core.pictures.clip import embed_images, load_clip, zero_shot
+from caml_core.pictures.unclip import decode, embed, load_unclip
 
 _, _, test = load("birdscapes", rho=0.5, n_train=2000, seed=0)
 pipeline = load_unclip("tiny")
@@ -61,7 +76,7 @@ drawn = decode(pipeline, e, guidance=W, same_noise=False)
 print(f"pictures {tuple(test.x[:8].shape)} → embeddings {tuple(e.shape)}")
 
 # %% tags=["opening"]
-from caml_core.figures import image_grid, use_book_style
+from caml_core.pictures.figures import image_grid, use_book_style
 
 use_book_style()
 figure = image_grid(
@@ -95,7 +110,7 @@ figure.update_layout(meta={"alt": "Eight scenes above, decoded ones below"})
 
 # %%
 import torch.nn.functional as F
-from caml_core.tiny_unclip import FOLD
+from caml_core.pictures.tiny_unclip import FOLD
 
 abar = pipeline.scheduler.alphas_cumprod
 
@@ -137,7 +152,7 @@ assert torch.allclose(rest * x_t + signal * v, noise, atol=1e-5)
 # implies.
 
 # %%
-from caml_core.tiny_unclip import condition
+from caml_core.pictures.tiny_unclip import condition
 
 
 @torch.no_grad()
@@ -219,7 +234,7 @@ assert difference < 1e-2
 # Move the slider from noise to pictures.
 
 # %%
-from caml_core.figures import contact_sheet, picture_slider
+from caml_core.pictures.figures import contact_sheet, picture_slider
 
 figure = picture_slider(
     [contact_sheet(state, columns=2) for state in states[1::3]],
@@ -309,7 +324,7 @@ assert alike(other_embedding) > 0.3
 # $$e(\varphi) = \cos\varphi\; e_0 + \sin\varphi\; \tau.$$
 
 # %%
-from caml_core.clip_space import turn
+from caml_core.pictures.space import turn
 
 whole = torch.acos(e[3] @ e[0])  # the angle between the two
 between = turn(e[3], e[0], torch.linspace(0, 1, 8) * whole)
@@ -341,7 +356,7 @@ assert wet.diff().abs().sum() == 1  # it flips once
 # $$e(m) = \frac{e + m\, d}{\lVert e + m\, d \rVert}, \qquad \lVert d \rVert = 1.$$
 
 # %%
-from caml_core.tiny_clip import prompts, text_centres
+from caml_core.pictures.clip import prompts, text_centres
 
 land, water = text_centres(clip, prompts("background")[0])
 d = F.normalize(water - land, dim=0)
@@ -402,7 +417,7 @@ assert agree["bird"] >= 60
 # %%
 import json
 
-from caml_core.tiny_unclip import WEIGHTS
+from caml_core.pictures.tiny_unclip import WEIGHTS
 from IPython.display import Markdown
 
 card = json.loads(WEIGHTS.with_suffix(".json").read_text())
@@ -465,7 +480,7 @@ figure = image_grid(
     torch.cat(by_n),
     columns=4,
     labels=[f"{n} steps" for n in COUNTS],
-    title="Three steps blur; ten are nearly as good as fifty",
+    title="Three, ten and fifty steps: more steps are not always better",
 )
 figure.update_layout(meta={"alt": "Four scenes, decoded in 3, 10 and 50 steps"})
 
@@ -499,7 +514,7 @@ assert close < blur
 
 # %%
 from caml_core.data.birdscapes import captions
-from caml_core.tiny_clip import embed_texts
+from caml_core.pictures.clip import embed_texts
 
 draws = torch.randn(6, 64, generator=torch.Generator().manual_seed(0))
 strange = {

@@ -22,23 +22,38 @@
 #
 # > **Before you start.** Chapter [10](10_hsfm.ipynb) explains HSFM, chapter [13](13_tiny_clip.ipynb) the tiny CLIP and
 # > chapter [14](14_unclip.ipynb) the decoder. On a laptop with two cores this takes about half a minute and 2 GB of
-# > memory; on a T4 or an A100 about as long. Nothing is downloaded: both models come with the book. With a GPU, one word
+# > memory; no GPU is needed. Nothing is downloaded: both models come with the book. With a GPU, one word
 # > gives you Stable Diffusion and photographs; that has not been run for these pages.
 
 # %% tags=["hide-input"]
 import os
 import subprocess
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 
-# On Colab, install the book's package; elsewhere there is nothing to do.
-if "google.colab" in sys.modules:
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # threads that wait give way
+
+# On Colab, or where the book's package is missing: install it, beside the
+# PyTorch and NumPy that are here.
+if find_spec("caml_core") is None:
     source = "git+https://github.com/your_account/caml-book"
     source = os.environ.get("CAML_REPOSITORY", source)
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", source]
-    subprocess.run(pip, check=True)
-    from caml_core.colab import setup
+    if "/your_account/" in source:
+        sys.exit("Set CAML_REPOSITORY to git+https://..., the book's address")
+    here = filter(find_spec, ("torch", "torchvision", "numpy"))
+    held = [f"{name}=={version(name)}" for name in here]
+    pip = [sys.executable, "-m", "pip", "install", "-q", source, *held]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"pip could not install {source}:\n{done.stderr[-900:]}")
+if "google.colab" in sys.modules:
+    import torch
 
-    setup()
+    cuda = torch.cuda.is_available()
+    gpu = torch.cuda.get_device_name() if cuda else "no GPU (not needed)"
+    print("caml_core", version("caml_core"), "torch", version("torch"), gpu)
+    print("expect 1 minute on two cores")
 # %% [markdown]
 # ## A claim, made testable
 #
@@ -62,9 +77,9 @@ if "google.colab" in sys.modules:
 import torch
 from caml_core.data import load
 from caml_core.device import pick_device
-from caml_core.figures import image_grid, use_book_style
-from caml_core.tiny_clip import embed_images, load_clip
-from caml_core.unclip import decode, load_unclip
+from caml_core.pictures.clip import embed_images, load_clip
+from caml_core.pictures.figures import image_grid, use_book_style
+from caml_core.pictures.unclip import decode, load_unclip
 
 use_book_style()
 MODEL = "tiny"  # the last section says what other words do
@@ -90,7 +105,7 @@ print(f"of length {e_train.x.norm(dim=1).mean():.3f}")
 # lengths and angles are those of CLIP.
 
 # %%
-from caml_core.clip_space import ClipSpace
+from caml_core.pictures.space import ClipSpace
 
 space = ClipSpace.fit(e_train.x)
 u_train, u_val, u_test = (
@@ -108,7 +123,7 @@ assert k < 20
 # agree. We read its worst-group accuracy (WGA).
 
 # %%
-from caml_core.heads import erm_head
+from caml_core.last_layer import erm_head
 from caml_core.metrics import group_metrics
 
 erm = erm_head(u_train, u_val, seed=0)
@@ -143,7 +158,8 @@ assert wga(*longer[:2])[0] > 90
 # %%
 import dataclasses
 
-from caml_core.hsfm import PUBLISHED, hsfm
+from caml_core.hsfm import hsfm
+from caml_core.hsfm_settings import PUBLISHED
 
 settings = dataclasses.replace(PUBLISHED["waterbirds"], alpha=1.0, eta=0.01)
 SUPPORTS = (0, 1, 2, 3, 4)  # five support sets, solved side by side
@@ -186,7 +202,7 @@ alt = "Eight birds in four rows: picture, unedited, edited, nearest real"
 figure.update_layout(meta={"alt": alt})
 
 # %%
-from caml_core.clip_space import flips
+from caml_core.pictures.space import flips
 
 drawn = embed_images(clip, drawn_before), embed_images(clip, drawn_after)
 pictured = {word: int(n.sum()) for word, n in flips(clip, *drawn).items()}
@@ -201,8 +217,8 @@ assert 0 < pictured["background"] < len(show)
 # fixed. Move the slider from the unedited to the edited embedding.
 
 # %%
-from caml_core.clip_space import turn
-from caml_core.figures import contact_sheet, picture_slider
+from caml_core.pictures.figures import contact_sheet, picture_slider
+from caml_core.pictures.space import turn
 
 PERCENT = (0, 20, 40, 60, 80, 100)
 start, end = before[show], after[show]
@@ -233,9 +249,9 @@ figure.update_layout(meta={"alt": "Eight decoded birds, with a slider"})
 
 # %%
 import plotly.graph_objects as go
-from caml_core.clip_space import along, random_moves
-from caml_core.figures import ATTRIBUTE, CHANCE, LABEL, METHOD_COLOURS
-from caml_core.tiny_clip import prompts, text_centres
+from caml_core.pictures.clip import prompts, text_centres
+from caml_core.pictures.figures import ATTRIBUTE, CHANCE, LABEL, METHOD_COLOURS
+from caml_core.pictures.space import along, random_moves
 
 moves = after - before
 control = random_moves(space, before, moves.norm(dim=1), seed=0)
@@ -331,11 +347,11 @@ assert hsfm_share["background"] > hsfm_share["bird"]
 # ## Five sets of scenes, and longer edits
 #
 # One training set is an anecdote. The table repeats the measurement on five, with five support sets each, for edits of
-# four sizes. It was run once (`python benchmarks/edits.py`); this page reads its record.
+# four sizes. It was run once (`python results/studies/edits.py`); this page reads its record.
 
 # %%
 import numpy as np
-from caml_core.records import describe, paired_difference, stored
+from caml_core.runs.records import describe, paired_difference, stored
 from IPython.display import Markdown
 
 runs = {}
@@ -408,7 +424,7 @@ for kind, dash in (("hsfm", "solid"), ("random", "dot")):
             line={"color": colour, "dash": dash},
         )
 figure.update_layout(
-    title="Middling edits change the background most; long ones the colour",
+    title="Short edits change nothing, long ones nearly everything",
     xaxis_title="length of the move (sphere: radius 1)",
     yaxis_title="read differently (%)",
     height=450,
@@ -558,8 +574,7 @@ assert gain["hsfm, eta 0.001"] > gain["hsfm, eta 0.01"] / 2
 # | to download once | 5 to 6 GB | 4 GB |
 # | weights in memory, float16 | 3 GB | 4 GB |
 # | free GPU memory | from 4 GiB, better 12 | from 4 GiB, better 12 |
-# | one picture, 768 x 768, 20 steps, on a T4 | 5 to 15 s | 5 to 15 s |
-# | embedding 4,000 images on a T4 | 1 to 3 min | 1 to 3 min |
+# | times on a GPU | not measured | not measured |
 #
 # With less than 12 GiB free, the parts of the model visit the GPU in turn, which is slower and needs `pip install
 # accelerate`. If memory still runs out, give `decode` a smaller `batch_size`.

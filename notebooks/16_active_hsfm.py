@@ -30,16 +30,31 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 
-# On Colab, install the book's package; elsewhere there is nothing to do.
-if "google.colab" in sys.modules:
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # threads that wait give way
+
+# On Colab, or where the book's package is missing: install it, beside the
+# PyTorch and NumPy that are here.
+if find_spec("caml_core") is None:
     source = "git+https://github.com/your_account/caml-book"
     source = os.environ.get("CAML_REPOSITORY", source)
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", source]
-    subprocess.run(pip, check=True)
-    from caml_core.colab import setup
+    if "/your_account/" in source:
+        sys.exit("Set CAML_REPOSITORY to git+https://..., the book's address")
+    here = filter(find_spec, ("torch", "torchvision", "numpy"))
+    held = [f"{name}=={version(name)}" for name in here]
+    pip = [sys.executable, "-m", "pip", "install", "-q", source, *held]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"pip could not install {source}:\n{done.stderr[-900:]}")
+if "google.colab" in sys.modules:
+    import torch
 
-    setup()
+    cuda = torch.cuda.is_available()
+    gpu = torch.cuda.get_device_name() if cuda else "no GPU (not needed)"
+    print("caml_core", version("caml_core"), "torch", version("torch"), gpu)
+    print("expect 1 minute on two cores")
 # %% [markdown]
 # ## Each has what the other lacks
 #
@@ -56,10 +71,10 @@ if "google.colab" in sys.modules:
 
 # %%
 import torch
-from caml_core.backbones import Backbone, backbone
 from caml_core.data import load
 from caml_core.device import pick_device
 from caml_core.features import extract_features, standardise
+from caml_core.networks import Backbone, backbone
 
 sizes = {"n_train": 1600, "n_val": 800, "n_test": 1000, "size": 64}
 pictures = load("birdscapes", rho=0.95, seed=0, **sizes)
@@ -79,12 +94,13 @@ print(f"{100 * pool.is_minority.double().mean():.0f}% minority")
 # trained on $D_0$, and *append*, trained on everything. Two draws of the first labels, so that we see two of everything.
 
 # %%
-from caml_core.active import Plan, run_active
+from caml_core.active import run_active
 from caml_core.device import seeded, stream_seed
+from caml_core.round import Plan
 from torch import nn
 
 plan = Plan(
-    "append", start=200, query=40, rounds=5, epochs=20, lr=1e-3,
+    method="append", start=200, query=40, rounds=5, epochs=20, lr=1e-3,
     batch_size=64, select="last",
 )  # fmt: skip
 
@@ -170,8 +186,10 @@ for seed, (sets, heads) in bought.items():
 from dataclasses import replace
 
 from caml_core.active_hsfm import round_tasks
-from caml_core.hsfm import PUBLISHED, Adam, scaled
-from caml_core.hypergradients import Problem, hypergradient
+from caml_core.hsfm_settings import PUBLISHED, scaled
+from caml_core.hypergradients import Problem
+from caml_core.implicit import hypergradient
+from caml_core.linear import Adam
 
 sets, heads = bought[0]
 theta = heads[0].weight.detach().clone(), heads[0].bias.detach().clone()
@@ -303,8 +321,8 @@ for i in range(len(SEEDS)):
 # evidence*. Majority pictures have both. For minority pictures the background speaks against the label.
 
 # %%
-from caml_core.data.dataset import GroupDataset
-from caml_core.heads import descend
+from caml_core.groups import GroupDataset
+from caml_core.last_layer import descend
 
 
 def evidence(target):
@@ -323,7 +341,7 @@ def evidence(target):
 bird, background = evidence(val.y), evidence(val.a)
 
 # %% tags=["opening"]
-from caml_core.figures import MAJORITY, MINORITY, use_book_style
+from caml_core.pictures.figures import MAJORITY, MINORITY, use_book_style
 from plotly.subplots import make_subplots
 
 use_book_style()
@@ -429,8 +447,8 @@ for i in range(len(SEEDS)):
 # pictures.
 
 # %%
-from caml_core.published import markdown, paired
-from caml_core.records import describe, mean_and_spread, stored
+from caml_core.runs.records import describe, mean_and_spread, stored
+from caml_core.runs.tables import markdown, paired
 from IPython.display import Markdown
 
 everything = stored("active_hsfm")
@@ -513,7 +531,7 @@ for dataset in DATASETS:
     print(f"{dataset}: {describe([r for r in own if r['dataset'] == dataset])}")
 
 # %%
-from caml_core.figures import interval_rows
+from caml_core.pictures.figures import interval_rows
 
 LEFT_OUT = ("append", "HSFM (b), no bias", "HSFM (a), BADGE queries",
             "HSFM (a), random queries", "HSFM (a), group-balanced")  # fmt: skip
@@ -620,7 +638,7 @@ assert oracle > 0.7 * mean("fine-tune θ₀, fair labels", "dominoes")
 # straight line (over the logarithm of the labels); 100 stands for 100 or fewer.
 
 # %%
-from caml_core.figures import METHOD_COLOURS, curves_with_band
+from caml_core.pictures.figures import METHOD_COLOURS, curves_with_band
 
 CURVES = {
     "append": METHOD_COLOURS["append"],

@@ -28,16 +28,31 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 
-# On Colab, install the book's package; elsewhere there is nothing to do.
-if "google.colab" in sys.modules:
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # threads that wait give way
+
+# On Colab, or where the book's package is missing: install it, beside the
+# PyTorch and NumPy that are here.
+if find_spec("caml_core") is None:
     source = "git+https://github.com/your_account/caml-book"
     source = os.environ.get("CAML_REPOSITORY", source)
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", source]
-    subprocess.run(pip, check=True)
-    from caml_core.colab import setup
+    if "/your_account/" in source:
+        sys.exit("Set CAML_REPOSITORY to git+https://..., the book's address")
+    here = filter(find_spec, ("torch", "torchvision", "numpy"))
+    held = [f"{name}=={version(name)}" for name in here]
+    pip = [sys.executable, "-m", "pip", "install", "-q", source, *held]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"pip could not install {source}:\n{done.stderr[-900:]}")
+if "google.colab" in sys.modules:
+    import torch
 
-    setup()
+    cuda = torch.cuda.is_available()
+    gpu = torch.cuda.get_device_name() if cuda else "no GPU (not needed)"
+    print("caml_core", version("caml_core"), "torch", version("torch"), gpu)
+    print("expect 1 minute on two cores")
 # %% [markdown]
 # ## A list of runs
 #
@@ -70,7 +85,7 @@ queries-from = "append"
 """
 
 # %% tags=["nbval-check-output"]
-from caml_core.sweep import expand
+from caml_core.runs.lists import expand
 
 (folder / "list.toml").write_text(LIST)
 runs = expand(folder / "list.toml")
@@ -94,7 +109,7 @@ from caml_core.errors import CamlError
 try:
     expand(folder / "wrong.toml")
 except CamlError as error:
-    print(error.what.split(" ", 1)[1])
+    print(f"{error.what.split(' ', 1)[1]}: {error.expected}")
 
 # %% [markdown]
 # ## When is a run the same run?
@@ -102,7 +117,7 @@ except CamlError as error:
 # A sweep must know what is finished. File names do not tell: a record called `caml-0` may come from other settings, or
 # from a program that had a mistake in it. So each run has an **identity**,
 #
-# $$\text{identity} = \text{hash}(\text{settings},\ \text{code},\ \text{identity of the run it buys from}).$$
+# $$\text{identity} = \text{hash}(\text{settings},\ \text{data},\ \text{code},\ \text{identity of the run it buys from}).$$
 #
 # Change one setting of *append* alone, and see who is affected:
 
@@ -120,28 +135,26 @@ assert all(before[label] != after[label] for label in before)
 # the name of a run changes nothing.
 #
 # The *code* part is a choice. If it were the commit, a comma in a chapter would throw away every table. If it were
-# nothing, a mistake would survive its correction. Here it is the hash of the modules that this method and this dataset
-# import, as syntax trees, so that comments do not count.
+# nothing, a mistake would survive its correction. Here it is a number set by hand, the **revision** of the method and of
+# the dataset. What keeps it honest are tiny runs of every method whose numbers are stored: when one of them moves, a test
+# fails and says so, and whoever changed the code finds the mistake or raises the revision.
 
 # %%
-from caml_core.sweep import code_version
+from unittest.mock import patch
 
-for method, dataset in (
-    ("caml", "birdscapes"),
-    ("append", "birdscapes"),
-    ("caml", "dominoes"),
-    ("hsfm", "birdscapes"),
-):
-    print(f"{method:7} {dataset:11} {code_version(method, dataset)}")
-assert code_version("caml", "dominoes") != code_version("caml", "birdscapes")
-assert code_version("caml", "birdscapes") == code_version(
-    "append", "birdscapes"
-)
+from caml_core.runs.identity import REVISION
+
+with patch.dict(REVISION, caml=REVISION["caml"] + 1):
+    raised = {run.label: run.identity for run in expand(folder / "list.toml")}
+again = [label for label in before if before[label] != raised[label]]
+print("to be made again:", ", ".join(again))
+assert again == ["caml-0", "caml-1"]
 
 # %% [markdown]
-# Two methods that share their modules share their version. Note what is *not* in it: the device and the version of
-# PyTorch. They change the last digits of a number; the record names them, and the reader can judge. That is a choice,
-# too.
+# Data of your own can change behind its path. There, what counts is the content: labels, names, pictures and their order.
+#
+# Note what is *not* in it: the device and the version of PyTorch. They change the last digits of a number; the record
+# names them, and the reader can judge. That is a choice, too.
 #
 # ## Kill it
 #
@@ -187,8 +200,8 @@ assert 2 <= finished < 6
 import contextlib
 import io
 
-from caml_core.records import read_records
-from caml_core.sweep import sweep
+from caml_core.runs.records import read_records
+from caml_core.runs.sweep import sweep
 
 with contextlib.redirect_stdout(io.StringIO()):
     peace = sweep(
@@ -215,16 +228,15 @@ assert same == len(peace) == len(killed) == 6
 #
 # ## Many workers
 #
-# With Ray installed the same command makes as many runs at a time as there are cores, and on a cluster
-# (`--address HOST:PORT`) as many as the cluster has. We wrote no scheduler. A run is a Ray *task* that asks for one core
-# and perhaps a share of a GPU. When its worker or its machine is lost, Ray starts it again elsewhere, and it goes on
-# from the checkpoint if the folder is one that all machines share. The record travels back through Ray, so it arrives
-# even where they do not.
+# Without `--address serial` the same command makes as many runs at a time as this machine has cores, each in a process of
+# its own. The processes are copies of one that has imported PyTorch, so that a run of a second is worth starting; when one
+# is lost, another goes on from its checkpoint. And on a cluster (`--address HOST:PORT`) it makes as many as the cluster
+# has. There a run is a [Ray](https://docs.ray.io) *task* that asks for one core and perhaps a share of a GPU. When its
+# worker or its machine is lost, Ray starts it again elsewhere, and it goes on from the checkpoint if the folder is one
+# that all machines share. The record travels back through Ray, so it arrives even where they do not.
 #
-# Without a common disk, `--checkpoints s3://bucket/folder` (or `gs://`, or whatever
-# [fsspec](https://filesystem-spec.readthedocs.io) knows) copies the checkpoints there while a run trains, and whoever
-# takes the run up fetches them first. On Colab, whose disk is gone with the machine, put `--out` on Google Drive, too: it
-# keeps the records of finished runs.
+# Without a common disk a lost run begins anew on another machine. On Colab, whose disk is gone with the machine, put
+# `--out` on Google Drive: it keeps the records of finished runs.
 #
 # How much does it help? Take the real durations of a stored table and give the runs to $W$ workers: each free worker
 # takes the next run whose seller is ready.
@@ -234,7 +246,7 @@ import heapq
 import math
 import re
 
-from caml_core.records import stored
+from caml_core.runs.records import stored
 
 records = stored("digits")
 seconds, seller = {}, {}
@@ -259,7 +271,7 @@ def makespan(seconds, seller, workers):
 
 # %% tags=["opening"]
 import plotly.graph_objects as go
-from caml_core.figures import CHANCE, use_book_style
+from caml_core.pictures.figures import CHANCE, use_book_style
 
 use_book_style()
 INK = "#3b4048"
@@ -313,61 +325,23 @@ assert speedup[-1] < 0.5 * WORKERS[-1]
 #
 # ## Packing a GPU
 #
-# Our networks are small: one run leaves most of a GPU idle. There are two ways to fill it. `--gpus-per-run 0.25` lets
-# four processes share it. `--stack 8` trains up to eight seeds of a setting *as one network* (`caml_core.stacked`): their
-# weights lie in tensors with one more dimension, so that a layer of all of them is one kernel, while each seed keeps its
-# own data, batches, best epoch and queries. It should find what it finds alone, up to rounding. On the list from above:
-
-# %%
-with contextlib.redirect_stdout(io.StringIO()):
-    side_by_side = sweep(
-        folder / "list.toml", folder / "stacked.json",
-        address="serial", device="cpu", stack=2,
-    )  # fmt: skip
-
-
-def asked(records):
-    """(seed, row of the pool) of all labels that these runs asked for."""
-    rounds = [(r["seed"], step) for r in records for step in r["rounds"]]
-    return {(seed, row) for seed, step in rounds for row in step["queried"]}
-
-
-def average(record):
-    return record["metrics"]["average"]["value"]  # percent of the test split
-
-
-one, two = asked(peace[:2]), asked(side_by_side[:2])  # append
-apart = max(abs(average(a) - average(b)) for a, b in zip(peace, side_by_side))
-print(f"{len(one & two)} of {len(one)} queries are the same")
-print(f"accuracies differ by at most {apart:.2f} points")
-for name, made in (("one by one", peace), ("side by side", side_by_side)):
-    used = sum(record["provenance"]["wall_seconds"] for record in made)
-    print(f"{name:12} {used:6.1f} s")
-assert len(one & two) >= 0.9 * len(one) > 0
-assert apart <= 5
-
-# %% [markdown]
-# Expect little from these seconds: one seed fills a core. Stacking is meant for a small network that waits on a large GPU
-# for its next kernel. Methods that keep a state beside their weights are still trained one by one.
+# Our networks are small: one run leaves most of a GPU idle. `--gpus-per-run 0.25` lets four processes share it.
 #
-# Does it pay, and which way? That is a measurement, not an opinion, and it needs a GPU: `python -m caml_core sweep
+# Does it pay? That is a measurement, not an opinion, and it needs a GPU: `python -m caml_core sweep
 # results/tables/digits.toml --device cuda --gpus-per-run 0.25 --out results/packing_4.json`, and so on for each row. Runs
 # an hour are counted from the start of the first to the end of the last.
 
 # %%
-from caml_core.published import by_run, hours, markdown, runs_an_hour
+from caml_core.runs.tables import by_run, hours, markdown, runs_an_hour
 from IPython.display import Markdown
 
 rows = []
-SHARES = ((1, 1), (0.5, 1), (0.25, 1), (0.125, 1), (1, 8), (0.25, 8))
-for share, stack in SHARES:
+for share in (1, 0.5, 0.25, 0.125):
     name, options = f"packing_{round(1 / share)}", f"--gpus-per-run {share}"
-    if stack > 1:
-        name, options = f"{name}_stack_{stack}", f"{options} --stack {stack}"
     made = [record for group in by_run(name).values() for record in group]
     rate = f"{runs_an_hour(made):.0f}" if made else "not run"
-    rows.append([f"{1 / share:.0f}", str(stack), rate, f"`{options}`", name])
-head = ("tasks at a time", "seeds a task", "runs/hour", "with", "file")
+    rows.append([f"{1 / share:.0f}", rate, f"`{options}`", name])
+head = ("runs at a time", "runs/hour", "with", "file")
 Markdown(markdown(head, rows))
 
 # %% [markdown]
@@ -547,7 +521,7 @@ figure.update_layout(
 
 # %% [markdown]
 # Read the bars with one question in mind: which of these costs is paid by *one* machine? Loading is paid by the workers,
-# side by side, and it shrinks when a task makes several seeds on the same data. Writing is done by the workers as well,
+# side by side. Writing is done by the workers as well,
 # but into one folder, and a folder of two million files (a record and a log each) is slow to list on most filesystems,
 # and a quota on the number of files ends it. The list and the scheduler are paid by the driver alone.
 #
@@ -555,7 +529,7 @@ figure.update_layout(
 #
 # 1. **Files.** From some ten thousand runs: one folder a table, and a table merged into one file when it is done, as the
 #    sweep does with `--out`. Further on: one file a bundle of runs.
-# 2. **The scheduler.** When runs are shorter than $W / r$: put many seeds into one task, as `--stack` does.
+# 2. **The scheduler.** When runs are shorter than $W / r$: put many seeds into one task.
 # 3. **The list.** A million combinations are not a list that anybody reads. Split it into tables that each ask a question.
 # 4. **The data.** Keep it on the machines' own disks, and let a worker keep what it loaded.
 #
@@ -571,16 +545,14 @@ shutil.rmtree(folder)
 # ## What we saw
 #
 # - A sweep is a list that people can read; all of it is checked before anything runs.
-# - A run is known by the hash of its settings, of the code that computes it, and of the run whose labels it buys.
+# - A run is known by its settings, its data, the revision of the code and the run whose labels it buys.
 # - A sweep that was killed in the middle goes on, and its records are equal to those of one that was left in peace.
 # - Two workers are nearly twice as fast; many wait for the longest chain.
 # - For hundreds of runs the overhead is nothing. For a million, files and one driver are what breaks first, and short
 #   runs make both worse.
-# - Seeds side by side find what they find alone, up to rounding. Whether that, or packing, pays on a GPU was not measured
-#   here; the commands are in the table.
+# - Whether packing pays on a GPU was not measured here; the commands are in the table.
 #
-# Turn these knobs: kill the sweep in its first run, or twice. Give it `--address local` in place of `serial`. Edit a
-# comment in `caml_core/active.py` and print the code version; then edit a line that computes.
+# Turn these knobs: kill the sweep in its first run, or twice. Leave out `--address serial`. Raise the revision of `birdscapes` in place of that of `caml`.
 #
 # ## Exercises
 #
@@ -619,16 +591,16 @@ assert made[0] < made[1]
 # </details>
 #
 # **Exercise 3: lost at the door.** A worker is lost after it wrote its record and before it reported it. Which line of
-# `execute` in `caml_core/sweep.py` keeps the run from being made twice?
+# `make` in `caml_core/runs/sweep.py` keeps the run from being made twice?
 #
 # <details><summary>Solution 3</summary>
 #
-# The first one inside `try`: where there is a record, it is read.
+# The first `if`: where there is a record, it is read.
 #
 # </details>
 #
 # **Exercise 4: bundles.** Your cluster has a thousand workers, and a run takes five seconds. From the rate measured
-# above: what share of the cluster works, and how many seeds must a task (`--stack`) hold if each adds five seconds?
+# above: what share of the cluster works, and how many seeds would a task have to hold if each adds five seconds?
 #
 # <details><summary>Solution 4</summary>
 #
