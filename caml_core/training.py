@@ -170,12 +170,11 @@ def fit(
     if checkpoint is not None and checkpoint.exists():
         history, best_state, seconds = resume_run(checkpoint, config, network, opt, extra or {})
     bar = tqdm(range(len(history), epochs), initial=len(history), total=epochs, unit="epoch", disable=not progress)
-    with threads_for(network, val.x, batch_size):
+    with enough_memory(device), threads_for(network, val.x, batch_size):
         for epoch in bar:
             start = time.perf_counter()
             network.train()
-            with enough_memory(device):
-                report = run_epoch(epoch)
+            report = run_epoch(epoch)
             if not math.isfinite(report["loss"]):
                 raise CamlError(
                     what=f"the loss became {report['loss']} in epoch {epoch + 1}",

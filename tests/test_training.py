@@ -318,7 +318,8 @@ def test_tied_weights_are_saved_and_resumed(tmp_path: Path) -> None:
     assert parts[0].weight is parts[2].weight  # type: ignore[index]
 
 
-def test_too_little_memory_says_what_to_do() -> None:
+@pytest.mark.parametrize("threads", [1, 2])  # with two, the network is tried first
+def test_too_little_memory_says_what_to_do(threads: int) -> None:
     class Large(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -327,8 +328,13 @@ def test_too_little_memory_says_what_to_do() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.empty(1 << 60)
 
-    with pytest.raises(CamlError, match=r"does not fit into the memory of cpu.*\n.*\n.*smaller --batch-size"):
-        train_erm(Large(), toy_split(8), toy_split(8), Erm(epochs=1), progress=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with pytest.raises(CamlError, match=r"does not fit into the memory of cpu.*\n.*\n.*smaller --batch-size"):
+            train_erm(Large(), toy_split(8), toy_split(8), Erm(epochs=1), progress=False)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_feature_cache_refuses_what_does_not_match(cache: Path) -> None:
