@@ -93,7 +93,7 @@ image_grid(
 )
 
 # %% [markdown]
-# ## Train a network as one always does
+# ## Train a network the usual way
 #
 # *Empirical risk minimisation* (ERM) makes the mean loss over the training pictures small,
 #

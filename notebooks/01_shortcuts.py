@@ -424,7 +424,7 @@ assert by_rho[0.5]["minority"]["value"] > by_rho[0.95]["minority"]["value"] + 25
 assert by_rho[1.0]["minority"]["value"] < 30
 
 # %% [markdown]
-# Those are five strengths that somebody else chose. Training a network takes too long for a slider, so glue together
+# Those are five strengths that we chose. Training a network takes too long for a slider, so glue together
 # the features of two networks from above, the one at $\rho = 0.5$, which sees the bird, and the one at $\rho = 1$, which
 # sees the background. Both cues are then at hand. Only a last layer (logistic regression) is trained anew, on 300
 # pictures that neither network was trained on, with the strength $\rho$ and the penalty $C$ of your choice: the smaller

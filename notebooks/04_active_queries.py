@@ -154,7 +154,7 @@ known = int(labelled.is_minority.sum())
 print(f"{len(labelled)} labels, {known} of them from the minority")
 
 # %% [markdown]
-# Train a small network on them by empirical risk minimisation (ERM), as one always does. Each digit is moved by a few
+# Train a small network on them the usual way, by empirical risk minimisation (ERM). Each digit is moved by a few
 # pixels each time it is seen. While it trains, a small function looks over its shoulder: we need its notes at the end of
 # the chapter.
 
@@ -387,7 +387,7 @@ length = residual.norm(dim=1) * scores.features.norm(dim=1)
 assert length[ask("badge")[0]] >= 0.999 * length.max()  # it starts there
 
 # %% [markdown]
-# The eighth is **random**, and no function deserves its name before it beats that one.
+# The eighth is **random**: every function must beat it.
 #
 # ## What each of them finds
 #
@@ -703,7 +703,7 @@ for share in 100 * moved:
 assert moved.max() > 0.2
 
 # %% [markdown]
-# Vermilion diamonds are questions about the minority. A heap of grey ones in one cluster means something else: after
+# Vermilion diamonds are questions about the minority. A cluster of grey diamonds means something else: after
 # that training the network doubted one colour as a whole, and asked about pictures that it might have understood an
 # epoch later. Questions are only as good as the network that asks.
 #

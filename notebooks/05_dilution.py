@@ -17,7 +17,7 @@
 # **Question.** We bought labels that the model was unsure of. Why does it learn so little of the core feature from them?
 #
 # **You will be able to** say what share of the objective a batch of queries has, measure what share of the *gradient*
-# it has, tell learning from learning by heart, and run the two controls that any method for queried labels must face:
+# it has, tell learning from memorising, and run the two controls that any method for queried labels must face:
 # better labels, and the same labels with more weight.
 #
 # > **Before you start.** Chapter [01](01_shortcuts.ipynb) helps; chapter [04](04_active_queries.ipynb) says how

@@ -238,7 +238,7 @@ after = adapted(theta, ALPHA)
 asked, through = first_order(theta, ALPHA), exact(theta, ALPHA)
 figure = plane(
     LINES_D,
-    title="Through D's step, Q hardly argues about the sum",
+    title="After D's step, Q stops pulling across the valley",
     alt="Arrows from one place: D's step goes down its valley wall; plain and "
     "first-order point up and across the valley, exact along it.",
 )

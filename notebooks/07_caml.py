@@ -352,9 +352,9 @@ assert differences["caml − append, equal compute"]["high"] < 0
 #   is of the size that the paper reports.
 # - **Against up-weighting** the gain is small, though its interval stays above zero. Most of what CAML wins, the weight
 #   of the queries wins.
-# - **Against MLDG**, independent tasks, the interval holds zero: five seeds do not tell the accumulated bias from none.
+# - **Against MLDG**, independent tasks, the interval includes zero: five seeds cannot show that the accumulated bias matters.
 # - **At the same compute** the sign turns. A step costs $2R + 1$ gradients, eleven with five rounds; append with eleven
-#   times the epochs overtakes it. In this regime append is simply not done after its epochs, and the weight on the
+#   times the epochs overtakes it. In this regime append has not converged after its epochs, and the weight on the
 #   queries is a way to get there sooner.
 # - *Balanced* is an oracle that draws its batches by group. It says how much there is to gain.
 #

@@ -844,7 +844,7 @@ assert kept < free - 10
 # %% [markdown]
 # ## References
 #
-# - Yazdan Parast et al., [HSFM: hard-set-guided feature-space meta-learning](https://arxiv.org/abs/2603.29313), 2026.
+# - A. Yazdan Parast et al., [HSFM: hard-set-guided feature-space meta-learning](https://arxiv.org/abs/2603.29313), 2026.
 # - P. Kirichenko, P. Izmailov, A. Wilson, [Last layer re-training is sufficient for robustness to spurious
 #   correlations](https://arxiv.org/abs/2204.02937), 2023: DFR.
 # - D. Maclaurin, D. Duvenaud, R. Adams, [Gradient-based hyperparameter optimization through reversible

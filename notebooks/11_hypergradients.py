@@ -836,7 +836,7 @@ assert 1.25 < ratio.max() < 1.35 < 1.7 < worst < 1.9
 #
 # ## References
 #
-# - Yazdan Parast et al., [HSFM](https://arxiv.org/abs/2603.29313), 2026.
+# - A. Yazdan Parast et al., [HSFM](https://arxiv.org/abs/2603.29313), 2026.
 # - D. Maclaurin, D. Duvenaud, R. Adams, [Gradient-based hyperparameter optimization through reversible
 #   learning](https://arxiv.org/abs/1502.03492), 2015: differentiating whole training runs, data included.
 # - L. Franceschi et al., [Forward and reverse gradient-based hyperparameter

@@ -179,7 +179,7 @@ for rule in ("worst_class", "hard_loss"):
 # %% [markdown]
 # On every seed HSFM lifts the worst group over the head it starts from, by about twenty points on average, and the
 # backbone is not touched. The order of the paper repeats: ERM far below, then DaC (Decompose-and-Compose, below), DFR,
-# HSFM, all three within four points (the last step hangs by a hair: one end of its interval is near zero).
+# HSFM, all three within four points (the last step is borderline: one end of its interval is near zero).
 # Balanced retraining and GroupDRO come close, but they need the group of every *training* image. And HSFM can do without
 # any group label: choosing the epoch by the worst *class* or by the loss of the hard set, in place of the worst group,
 # costs a point or two, and not for certain (both intervals hold zero).
@@ -406,7 +406,7 @@ assert over("dac", "erm-head")["mean"] > 2
 # %% [markdown]
 # The gain over the ERM head is large here, too. But the order turns: DFR is several points ahead, and so is
 # balanced retraining. The scaling rule does not settle it: its mean is a little above that of the published steps, and
-# its interval against them holds zero. So one should not carry the first table over to other backbones. A narrow
+# its interval against them includes zero. So one should not carry the first table over to other backbones. A narrow
 # backbone gives the edits less room, and one that was trained on the biased images has pushed the shortcut further into
 # its features; which of the two it is, these runs cannot tell.
 #
@@ -536,9 +536,9 @@ for n in (100, 400):
 #
 # ## References
 #
-# - Yazdan Parast et al., [HSFM](https://arxiv.org/abs/2603.29313), 2026.
+# - A. Yazdan Parast et al., [HSFM](https://arxiv.org/abs/2603.29313), 2026.
 # - P. Kirichenko et al., [Last layer re-training is sufficient for robustness to spurious
-#   correlations](https://arxiv.org/abs/2204.02937), 2022: DFR.
+#   correlations](https://arxiv.org/abs/2204.02937), 2023: DFR.
 # - F. Hosseini Noohdani et al., [Decompose-and-Compose](https://arxiv.org/abs/2402.18919), 2024: DaC.
 # - A. Yazdan Parast et al., [Leveraging text-to-image generation for handling spurious
 #   correlation](https://arxiv.org/abs/2503.17226), 2025: DDB.

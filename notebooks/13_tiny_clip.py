@@ -90,8 +90,8 @@ figure.update_layout(meta={"alt": "Three captions, four scenes for each"})
 # *Not* said: where the bird is, whether the sun shines, whether the land is a wood or a meadow. Remember it; it comes
 # back at the end.
 #
-# In this chapter $\rho = 0.5$: bird and background are drawn independently. A model that shall tell the two apart must
-# have met them apart.
+# In this chapter $\rho = 0.5$: bird and background are drawn independently. To separate the two, a
+# model must see them separately.
 #
 # ## Two encoders, one space
 #

@@ -103,7 +103,7 @@ figure.update_layout(meta={"alt": "Eight scenes above, decoded ones below"})
 #
 # $$v = \sqrt{\bar\alpha_t}\; \varepsilon - \sqrt{1 - \bar\alpha_t}\; x.$$
 #
-# Whoever knows $v$ knows both ends: $x = \sqrt{\bar\alpha_t}\,x_t - \sqrt{1-\bar\alpha_t}\,v$ and
+# $v$ determines both ends: $x = \sqrt{\bar\alpha_t}\,x_t - \sqrt{1-\bar\alpha_t}\,v$ and
 # $\varepsilon = \sqrt{1-\bar\alpha_t}\,x_t + \sqrt{\bar\alpha_t}\,v$. Why not predict $x$, or $\varepsilon$? With
 # little noise $v$ is about $\varepsilon$, with much it is about $-x$: always the part that cannot be seen in $x_t$
 # already.

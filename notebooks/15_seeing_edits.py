@@ -446,9 +446,9 @@ assert flip["colour", "0.03"] < 1.3 * by_chance
 
 # %% [markdown]
 # The claim holds in its direction: in the mean over five sets of scenes edits point away from the label's usual
-# background at every size, and more so than random moves as long. For the shortest edits the interval still touches 0.
+# background at every size, and more so than random moves of equal length. For the shortest edits the interval still touches 0.
 # But *how much of the picture* changes is set by $\eta$. Short edits show nothing at all; long ones repaint the colour,
-# about as often as random moves as long. A figure of decoded edits is a figure at one chosen $\eta$.
+# about as often as random moves of equal length. A figure of decoded edits is a figure at one chosen $\eta$.
 #
 # And whose background flips? A support set is drawn from biased training data, so nearly all of it is majority.
 
@@ -493,8 +493,8 @@ for word in ("bird", "colour"):
 # %% [markdown]
 # The background of a picture still changes more often than by chance, and by more than the bird and the colour do. Do
 # not read more into 32 pictures of five support sets: an earlier run of the same command, whose hypergradients differed
-# in their last digits only, had other edits after hundreds of steps and an interval for the bird on the other side of zero's
-# edge. Training amplifies rounding; only means over seeds can be compared.
+# in their last digits only, had other edits after hundreds of steps, and an interval for the bird that
+# included zero. Training amplifies rounding; only means over seeds can be compared.
 #
 # ## Is it the edit that repairs the head?
 
@@ -596,7 +596,7 @@ assert gain["hsfm, eta 0.001"] > gain["hsfm, eta 0.01"] / 2
 #
 # - CLIP embeddings fill a small part of a sphere, here fewer than 20 of 64 directions. Edits must stay there;
 #   principal directions and a projection do it in two lines.
-# - HSFM's edits point away from the background that goes with the label, in the mean more so than random moves as long.
+# - HSFM's edits point away from the background that goes with the label, in the mean more so than random moves of equal length.
 #   It is the majority examples whose background flips.
 # - The size $\eta$ decides what a picture shows. With edits too short to see, the head is nearly repaired; long ones
 #   change the colour even more often than the background.
@@ -656,7 +656,7 @@ image_grid(
 # %% [markdown]
 # ## References
 #
-# - S. Yazdan Parast et al. HSFM: hard-set-guided feature-space meta-learning. ECCV 2026.
+# - A. Yazdan Parast et al. HSFM: hard-set-guided feature-space meta-learning. ECCV 2026.
 #   [arXiv 2603.29313](https://arxiv.org/abs/2603.29313)
 # - A. Ramesh et al. Hierarchical text-conditional image generation with CLIP latents. 2022.
 #   [arXiv 2204.06125](https://arxiv.org/abs/2204.06125)

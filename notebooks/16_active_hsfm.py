@@ -718,7 +718,7 @@ cost_curves(
 # %% [markdown]
 # *Append*, CAML and HSFM reach 60% on Dominoes and 70% nowhere: from 800 to 1,600 labels *append* gains hardly anything.
 # The hardest queries, or their groups, reach 70% on Dominoes and 60% on birdscapes. Labels from a fair set get there with
-# the fewest; 80% on birdscapes nobody reaches. On birdscapes HSFM is ahead with a few hundred labels; with 1,600 it is not, and its average has fallen, too:
+# the fewest; no method reaches 80% on birdscapes. On birdscapes HSFM is ahead with a few hundred labels; with 1,600 it is not, and its average has fallen, too:
 
 # %%
 each = [runs("birdscapes", "hsfm", budget) for budget in BUDGETS]
@@ -858,9 +858,9 @@ assert solve(form_a(surest))[0][0][0] > found["same groups"][0][0]
 #
 # - K. W. Chew, J. Wang, [Cumulative meta-learning from active learning queries for robustness to spurious
 #   correlations](https://arxiv.org/abs/2605.20771), 2026: CAML.
-# - S. Yazdan Parast et al., [HSFM: hard-set-guided feature-space meta-learning](https://arxiv.org/abs/2603.29313), 2026.
+# - A. Yazdan Parast et al., [HSFM: hard-set-guided feature-space meta-learning](https://arxiv.org/abs/2603.29313), 2026.
 # - P. Kirichenko et al., [Last layer re-training is sufficient for robustness to spurious
-#   correlations](https://arxiv.org/abs/2204.02937), 2022: DFR.
+#   correlations](https://arxiv.org/abs/2204.02937), 2023: DFR.
 # - J. T. Ash et al., [Deep batch active learning by diverse, uncertain gradient lower
 #   bounds](https://arxiv.org/abs/1906.03671), 2020: BADGE.
 # - J. Berkson, [Limitations of the application of fourfold table analysis to hospital
