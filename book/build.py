@@ -192,7 +192,7 @@ def build_html(root: Path, notebooks: Sequence[Path], html: Path) -> None:
 
 def _fill_stage(root: Path, stage: Path, notebooks: Sequence[Path], library: assets.Assets) -> None:
     config = yaml.safe_load((root / "_config.yml").read_text("utf-8"))
-    add_to_config(config, pairs.repository(root), library)
+    add_to_config(config, pairs.address_for_readers(root), library)
     (stage / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
     shutil.copy(root / "_toc.yml", stage)
     shutil.copytree(root / "book", stage / "book", ignore=shutil.ignore_patterns("__pycache__"))
@@ -206,10 +206,14 @@ def _fill_stage(root: Path, stage: Path, notebooks: Sequence[Path], library: ass
 
 
 def add_to_config(config: dict[str, Any], address: str, library: assets.Assets) -> None:
-    """Complete ``_config.yml`` by what is known only now: the repository's address and the assets."""
-    config["repository"] = {"url": address, "branch": BRANCH}
-    config["launch_buttons"] = {"colab_url": "https://colab.research.google.com"}
-    config.setdefault("html", {}).update(use_repository_button=True, use_edit_page_button=True, use_issues_button=True)
+    """Complete ``_config.yml`` by what is known only now: the repository's address, if there is one, and the assets."""
+    if address:
+        config["repository"] = {"url": address, "branch": BRANCH}
+        config["launch_buttons"] = {"colab_url": "https://colab.research.google.com"}
+        buttons = ("use_repository_button", "use_edit_page_button", "use_issues_button")
+        config.setdefault("html", {}).update(dict.fromkeys(buttons, True))
+    else:
+        print("no buttons to Colab and GitHub: neither pyproject.toml nor git's origin has the book's address")
     sphinx = config["sphinx"]["config"]
     for name, value in library.sphinx_config().items():
         sphinx[name] = [*sphinx.get(name, []), *value] if isinstance(value, list) else value

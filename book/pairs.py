@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -31,6 +32,16 @@ def repository(root: Path) -> str:
             remedy="add it; links of the pages and the first cell of each notebook are made from it",
         )
     return str(urls["Repository"]).rstrip("/")
+
+
+def address_for_readers(root: Path) -> str:
+    """Where buttons lead: `repository`; while that is a placeholder, git's remote on GitHub; empty without either."""
+    address = repository(root)
+    if "/your_account/" not in address:
+        return address
+    remote = subprocess.run(["git", "-C", root, "remote", "get-url", "origin"], capture_output=True, text=True).stdout
+    found = re.fullmatch(r"(?:https://|git@)github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?", remote.strip())
+    return f"https://github.com/{found[1]}" if found else ""
 
 
 def first_cell(source: Path) -> re.Match[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -172,10 +173,29 @@ def test_links_follow_the_address(browser: Browser, sample: Path, real: Path) ->
     edit = page.locator("a[href*='/edit/']").first.get_attribute("href")
     assert edit == f"{ADDRESS}/edit/main/notebooks/sample.py"
 
-    path = pairs.repository(ROOT).removeprefix("https://github.com/")
+    path = pairs.address_for_readers(ROOT).removeprefix("https://github.com/")
     for chapter in pairs.sources(ROOT):
         page = (real / "notebooks" / f"{chapter.stem}.html").read_text("utf-8")
-        assert f"github/{path}/blob/main/notebooks/{chapter.stem}.ipynb" in page
+        assert "your_account/caml-book/" not in page, "a button that leads nowhere"
+        assert not path or f"github/{path}/blob/main/notebooks/{chapter.stem}.ipynb" in page
+
+
+@pytest.mark.parametrize(
+    ("named", "origin", "wanted"),
+    [
+        ("me/mine", "git@github.com:you/yours.git", "me/mine"),
+        ("your_account/caml-book", "git@github.com:you/yours.git", "you/yours"),
+        ("your_account/caml-book", "https://github.com/you/yours", "you/yours"),
+        ("your_account/caml-book", "/a/folder/of/mine.git", ""),
+        ("your_account/caml-book", "", ""),
+    ],
+)
+def test_buttons_lead_to_the_address_or_to_where_git_lies(named: str, origin: str, wanted: str, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(f'[project.urls]\nRepository = "https://github.com/{named}"\n')
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    if origin:
+        subprocess.run(["git", "-C", tmp_path, "remote", "add", "origin", origin], check=True)
+    assert pairs.address_for_readers(tmp_path) == (f"https://github.com/{wanted}" if wanted else "")
 
 
 def test_address_stands_in_one_place() -> None:
