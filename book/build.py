@@ -201,8 +201,15 @@ def _fill_stage(root: Path, stage: Path, notebooks: Sequence[Path], library: ass
         content = nbformat.read(notebook, as_version=4)
         opening.show(content, root / "notebooks" / notebook.name, stage)
         exercises.to_directives(content, notebook.stem)
+        content.cells[0].source = numbered(content.cells[0].source, notebook.stem)
         renderer.to_html(content)
         execute.save(content, stage / "notebooks" / notebook.name)
+
+
+def numbered(text: str, chapter: str) -> str:
+    """A chapter's first cell with its number in the heading, so that sidebar and links show it: `07_caml` is 07."""
+    number = re.match(r"\d+(?=_)", chapter)
+    return re.sub(r"^# ", f"# {number[0]} ", text, count=1, flags=re.MULTILINE) if number else text
 
 
 def add_to_config(config: dict[str, Any], address: str, library: assets.Assets) -> None:

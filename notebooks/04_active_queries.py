@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Asking: which labels teach a network what it does not know
+# # Active queries: which labels teach a network what it does not know
 #
 # **Question.** If you could ask for fifty labels, which would you ask for?
 #

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # CAML against strong controls
+# # CAML tables: the method against strong controls
 #
 # **Question.** Does CAML (cumulative active meta-learning) keep its gain against controls that are as strong as they
 # should be, and where does the gain go? The paper's own datasets and settings have not been run here; every row says so.

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Five ways to the same derivative
+# # Hypergradients: differentiating a whole training run
 #
 # **Question.** How does one differentiate the *result* of a training run with respect to its *data*, and what does each
 # way cost and get wrong?

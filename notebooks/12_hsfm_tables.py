@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # HSFM against its paper
+# # HSFM tables: the method beside its paper
 #
 # **Question.** Does HSFM (hard-set-guided feature-space meta-learning) repair a biased head as well as its paper says,
 # and which part of it does the work?

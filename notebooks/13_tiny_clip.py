@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # A tiny CLIP
+# # A tiny CLIP: pictures and captions in one space
 #
 # **Question.** What does a network know that learned pictures only from their captions?
 #

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # From an embedding back to a picture
+# # unCLIP: from an embedding back to a picture
 #
 # **Question.** If all you have is an embedding, what did the picture look like?
 #

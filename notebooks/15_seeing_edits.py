@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Seeing the edits
+# # Seeing edits: what HSFM changes, as pictures
 #
 # **Question.** HSFM (hard-set-guided feature-space meta-learning) moves the features of a few training examples. What do
 # these moves look like?

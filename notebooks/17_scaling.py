@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Hundreds of runs
+# # Scaling: hundreds of runs
 #
 # **Question.** A table of this book is fifty to two hundred trainings. How do they get done, each once, on a laptop that
 # is closed in the evening or on a cluster that loses machines?
