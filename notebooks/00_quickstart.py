@@ -80,7 +80,7 @@ from IPython.display import Markdown
 
 Markdown(group_table(train=train, validation=val, test=test))
 
-# %%
+# %% tags=["hide-input"]
 from caml_core.pictures.figures import image_grid, use_book_style
 
 use_book_style()
@@ -189,7 +189,7 @@ for place, said in zip(("on water", "on land"), answers):
 print(f"the answer changes with the background for {changed:.0f}% of the birds")
 assert changed > 50
 
-# %% tags=["opening"]
+# %% tags=["opening", "hide-input"]
 figure = image_grid(
     torch.cat([on_water[:4], on_land[:4]]),
     columns=4,

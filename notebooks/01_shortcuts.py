@@ -200,7 +200,7 @@ print(
 )
 assert share > 80
 
-# %%
+# %% tags=["hide-input"]
 from caml_core.pictures.figures import image_grid
 
 easiest = losses.argsort()[:6]
@@ -314,7 +314,7 @@ with torch.no_grad():
         )
         print(f"{name:20} {kept[name]:5.1f}% right")
 
-# %%
+# %% tags=["hide-input"]
 from caml_core.pictures.figures import ATTRIBUTE, CHANCE, LABEL
 
 figure = go.Figure(
@@ -370,7 +370,7 @@ for rho in STRENGTHS:
 # set finds.
 
 
-# %%
+# %% tags=["hide-input"]
 def bars(rho, metrics):
     """Two traces: what training shows, what the test set finds."""
     kinds = ["majority", "minority"]
@@ -396,7 +396,7 @@ def two_panels(rho, metrics):
     return figure.update_yaxes(range=[0, 104])
 
 
-# %%
+# %% tags=["hide-input"]
 figure = two_panels(STRENGTHS[0], by_rho[STRENGTHS[0]])
 figure.frames = [
     go.Frame(name=f"{rho:.2f}", data=bars(rho, by_rho[rho]), traces=[0, 1])
@@ -430,7 +430,7 @@ assert by_rho[1.0]["minority"]["value"] < 30
 # pictures that neither network was trained on, with the strength $\rho$ and the penalty $C$ of your choice: the smaller
 # $C$, the smaller the weights must be.
 
-# %%
+# %% tags=["hide-input"]
 from caml_core.features import predict_with_features, standardise
 from sklearn.linear_model import LogisticRegression
 
@@ -516,7 +516,7 @@ else:
     print("MNIST and CIFAR-10 are not here: connect once, or set CAML_DATA.")
     print("The next cells only show stored runs.")
 
-# %%
+# %% tags=["hide-input"]
 if HAVE_IMAGES:
     rows = [torch.where(domino_test.group == g)[0][:8] for g in range(4)]
     display(

@@ -184,7 +184,7 @@ for (question, data), model in probes.items():
     answer = test.y if question == "bird" else test.a
     read[question, data] = 100 * model.score(test.x.numpy(), answer.numpy())
 
-# %%
+# %% tags=["hide-input"]
 import plotly.graph_objects as go
 from caml_core.pictures.figures import ATTRIBUTE, LABEL, add_chance
 
@@ -286,7 +286,7 @@ for name, model in heads.items():
     moves[name] = effects(test.x @ direction(model), test)
     print("{}: bird {:.2f}, background {:.2f}".format(name, *moves[name]))
 
-# %%
+# %% tags=["hide-input"]
 from caml_core.pictures.figures import CHANCE, MAJORITY, MINORITY
 from plotly.subplots import make_subplots
 
@@ -418,7 +418,7 @@ def group_accuracy(weight, bias):
     return torch.stack([100 * right[test.group == g].mean() for g in range(4)])
 
 
-# %%
+# %% tags=["hide-input"]
 reach_v = plane[:, 1].abs().max().item()
 reach_u = plane[:, 0].abs().max().item()
 
@@ -637,7 +637,7 @@ for name, split in (("balanced groups", val), ("as in training", train)):
             row.append(found["worst_group"]["value"])
         curves[name].append(row)
 
-# %%
+# %% tags=["hide-input"]
 from caml_core.pictures.figures import curves_with_band
 
 figure = curves_with_band(

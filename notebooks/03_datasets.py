@@ -73,7 +73,7 @@ display(Markdown(group_table(train=train, validation=val, test=test)))
 # with the bird because we say so: $\rho$ is a number that you set. That makes it a good first dataset. You know the
 # truth, so a surprise is about the method.
 
-# %%
+# %% tags=["hide-input"]
 import torch
 from caml_core.pictures.figures import image_grid, use_book_style
 
@@ -136,7 +136,7 @@ image_grid(
 #
 # A number from one protocol says nothing about the other.
 
-# %%
+# %% tags=["hide-input"]
 from caml_core.data.sources import available
 
 if available("mnist") and available("cifar10"):
@@ -172,6 +172,7 @@ def is_here(name):
     return True
 
 
+# %%
 def table(name):
     """The published group table; groups that are empty everywhere are left out."""
     module = import_module(f"caml_core.data.{name}")
@@ -219,7 +220,7 @@ def card(name):
 # Birds cut out of photographs (CUB-200-2011) are pasted on landscapes (Places). Nobody photographed these scenes: the
 # correlation was made, at 95%, to study what plain training does with it.
 
-# %%
+# %% tags=["hide-input"]
 display(card("waterbirds"), Markdown(table("waterbirds")))
 if is_here("waterbirds"):
     _, _, waterbirds_test = load("waterbirds")
@@ -290,7 +291,7 @@ assert 2.0 < wobble < 2.5
 #
 # In training cats are on sofas and beds, dogs on benches and with bikes. In the test split both are on shelves.
 
-# %%
+# %% tags=["hide-input"]
 display(card("metashift"))
 if is_here("metashift"):
     metashift_train, _, metashift_test = load("metashift")
@@ -312,7 +313,7 @@ if is_here("metashift"):
 # ImageNet birds on land and water, dogs indoors and outdoors: the "SpuCo" of the tables of
 # [CAML](07_caml.ipynb), cumulative active meta-learning.
 
-# %%
+# %% tags=["hide-input"]
 display(card("spuco_animals"), Markdown(table("spuco_animals")))
 if is_here("spuco_animals"):
     _, _, animals_test = load("spuco_animals")
@@ -373,7 +374,7 @@ for name, groups in groups_of.items():
     print(f"{name:14}", *(f"{split} {v:.2f} " for split, v in found.items()))
     strength[name] = found
 
-# %% tags=["opening"]
+# %% tags=["opening", "hide-input"]
 import plotly.graph_objects as go
 
 names = ["Water-<br>birds", "CelebA", "Civil-<br>Comments", "SpuCo-<br>Animals"]
@@ -401,7 +402,7 @@ figure.update_layout(
 # are alike: the average hardly notices a minority, and only the worst group shows the shortcut. In **SpuCoAnimals**
 # validation looks like training and only the test split is balanced.
 
-# %%
+# %% tags=["hide-input"]
 assert strength["waterbirds"]["train"] > 0.8
 assert strength["waterbirds"]["val"] < 0.02
 assert strength["waterbirds"]["test"] < 0.02
@@ -473,6 +474,7 @@ def draw(file, rows, share, n, rng):
     return np.concatenate(chosen)
 
 
+# %% tags=["hide-input"]
 def count_words(file, train_rows, test_rows, rng, rho=0.95):
     """Accuracy of counting words on minority and majority, percent."""
     train = draw(file, train_rows, rho, 1000, rng)
@@ -502,7 +504,7 @@ if HAVE_MADLIBS:
     assert by_judgement[0] < 30
     assert by_judgement[1] > 70
 
-# %%
+# %% tags=["hide-input"]
 from caml_core.pictures.figures import MAJORITY, MINORITY, add_chance
 
 if HAVE_MADLIBS:

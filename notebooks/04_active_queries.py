@@ -95,7 +95,7 @@ image_grid(
 # %% [markdown]
 # Ten labels and ten attributes make a hundred groups, $g = 10\,y + a$. The ten on the diagonal are the majority.
 
-# %%
+# %% tags=["hide-input"]
 import plotly.graph_objects as go
 
 counts = pool.group_counts.view(10, 10)
@@ -224,7 +224,7 @@ for name, value in median.items():
     print(f"median uncertainty, {name}: {value:.3f}")
 assert median["minority"] > median["majority"]
 
-# %%
+# %% tags=["hide-input"]
 from caml_core.pictures.figures import CHANCE, MAJORITY, MINORITY
 
 
@@ -243,7 +243,7 @@ def mark_pool(figure):
     return figure
 
 
-# %%
+# %% tags=["hide-input"]
 ranked = uncertainty.argsort(descending=True)
 blocks = minority[ranked][: 40 * QUERY].view(-1, QUERY).double()
 figure = go.Figure(
@@ -412,7 +412,7 @@ for seed in SEEDS:
         commonest = rest.a[batch].bincount().max().item()
         one_colour[name].append(100 * commonest / QUERY)
 
-# %% tags=["opening"]
+# %% tags=["opening", "hide-input"]
 mean = {name: sum(shares) / len(shares) for name, shares in found.items()}
 order = sorted(mean, key=mean.get)
 figure = go.Figure(
@@ -491,7 +491,7 @@ assert same["least_confidence"] > same["badge"] + 5
 #
 # ## Look at what it asked
 
-# %%
+# %% tags=["hide-input"]
 asked = {name: ask(name)[:20] for name in ("least_confidence", "random")}
 shown = torch.cat(list(asked.values()))
 figure = image_grid(
@@ -557,7 +557,7 @@ for name, records in runs.items():
         lines.append("| " + " | ".join(map(str, cells)) + " |")
 Markdown("\n".join(lines))
 
-# %%
+# %% tags=["hide-input"]
 from caml_core.pictures.figures import curves_with_band
 
 curves_with_band(
@@ -650,7 +650,7 @@ frames = [
     for r in runs["least_confidence"][1:]
 ]
 
-# %%
+# %% tags=["hide-input"]
 figure = go.Figure(data=[*ground, *frames[0].data], frames=frames)
 
 

@@ -333,7 +333,7 @@ again = metrics["minority"]["value"]
 print(f"minority accuracy {again:.1f}%, before {after:.1f}%")
 assert again == after or device.type == "cuda", "the same training, repeated"
 
-# %%
+# %% tags=["hide-input"]
 import plotly.graph_objects as go
 from caml_core.pictures.figures import CHANCE, METHOD_COLOURS
 
@@ -385,7 +385,7 @@ explore("weight_of_a_query", "A few queries against a hundred old labels")
 # queried minority picture: learn the digit, which helps on every minority picture, or learn that one picture by heart.
 # Compare the accuracy on *queried* minority pictures with that on *fresh* ones, those of the validation set.
 
-# %%
+# %% tags=["hide-input"]
 from caml_core.pictures.figures import MAJORITY, MINORITY
 
 

@@ -86,7 +86,7 @@ def bowl(centre, curvature):
 
 L_Q = bowl([0.5, 2.0], curvature=[0.5, 1.0])
 
-# %%
+# %% tags=["hide-input"]
 import plotly.graph_objects as go
 from caml_core.pictures.figures import MAJORITY, MINORITY, use_book_style
 from torch.func import vmap
@@ -108,7 +108,7 @@ def level_lines(loss, colour, name):
     )
 
 
-# %%
+# %% tags=["hide-input"]
 SHORTCUT, CORE = "θ₁ (shortcut)", "θ₂ (core feature)"
 
 
@@ -214,7 +214,7 @@ assert torch.equal(exact(theta, 0.0), g_Q)
 # Here is one place and everything that could be done there. Arrows point where a descent would go; those of Q are all
 # shortened alike.
 
-# %%
+# %% tags=["hide-input"]
 from caml_core.pictures.figures import METHOD_COLOURS
 
 PLAIN, MLDG = METHOD_COLOURS["upweight"], METHOD_COLOURS["mldg"]
@@ -233,7 +233,7 @@ def arrow(figure, tail, vector, colour, text="", **label):
     )
 
 
-# %% tags=["opening"]
+# %% tags=["opening", "hide-input"]
 after = adapted(theta, ALPHA)
 asked, through = first_order(theta, ALPHA), exact(theta, ALPHA)
 figure = plane(
@@ -271,7 +271,7 @@ assert abs(asked.sum()) > abs(g_Q.sum())
 # Two arrows at each place of a grid; long ones are shortened. Move the slider: at $\alpha = 0$ both fields are
 # up-weighting and lie on each other. As the step grows, the exact field turns along the valley.
 
-# %%
+# %% tags=["hide-input"]
 import numpy as np
 from plotly.figure_factory import create_quiver
 
@@ -373,7 +373,7 @@ errors = {
     "plain + the whole bonus": exact_path - (g_Q - bonus),
 }
 
-# %%
+# %% tags=["hide-input"]
 figure = go.Figure()
 for (name, error), colour in zip(errors.items(), (PLAIN, MLDG, EXACT)):
     size = error.norm(dim=1).numpy()
@@ -441,7 +441,7 @@ for name, end in ends.items():
     on_d, on_q, agree = (f(end) for f in (L_D, L_Q, agreement))
     print(f"{name:18} L_D {on_d:.2f}, L_Q {on_q:.2f}, agreement {agree:+.2f}")
 
-# %%
+# %% tags=["hide-input"]
 agree = vmap(agreement)(torch.cartesian_prod(X, Y)).view(41, 41).T
 LAND = go.Heatmap(
     x=X.numpy().astype("float32"),
@@ -462,7 +462,7 @@ def trail(path, colour, name):
     return go.Scatter(x=x, y=y, name=name, **mode)
 
 
-# %%
+# %% tags=["hide-input"]
 figure = plane(
     LAND,
     *map(trail, paths.values(), (PLAIN, MLDG, EXACT), paths),

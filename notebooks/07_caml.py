@@ -151,7 +151,7 @@ assert packaged.norm() < mldg.norm()
 # now; MLDG, what they will still want after the labels have had their say; CAML, what they will still want after the
 # labels **and the earlier queries** have. A wish that earlier rounds already fulfil is not paid twice.
 
-# %%
+# %% tags=["hide-input"]
 import plotly.graph_objects as go
 from caml_core.pictures.figures import METHOD_COLOURS, use_book_style
 
@@ -322,7 +322,7 @@ for name, d in differences.items():
     interval = f"[{d['low']:+.1f}, {d['high']:+.1f}]"
     print(f"{name:31s} {d['mean']:+6.1f}  {interval:14s} n = {d['n']}")
 
-# %% tags=["opening"]
+# %% tags=["opening", "hide-input"]
 from caml_core.pictures.figures import interval_rows
 
 figure = interval_rows(
@@ -335,7 +335,7 @@ figure.update_layout(
           "of zero against append at equal compute."},
 )  # fmt: skip
 
-# %%
+# %% tags=["hide-input"]
 assert 15 < differences["caml − append"]["mean"] < 35
 assert differences["caml − append"]["low"] > 0
 assert differences["caml − upweight"]["low"] > 0

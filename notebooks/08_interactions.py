@@ -196,6 +196,7 @@ def at(network):
     return loss, parameters_to_vector(parameters).detach()
 
 
+# %%
 def value_and_gradient(loss, theta, data):
     """L_B(theta) and g(theta, B)."""
     theta = theta.detach().requires_grad_()
@@ -298,7 +299,7 @@ for name, kinds in errors.items():
 large = errors["trained"]  # at alpha = 0.1 the expansion is of no use
 assert large[CAML][8] > 0.3 * large[UP][8]
 
-# %% tags=["opening"]
+# %% tags=["opening", "hide-input"]
 from caml_core.pictures.figures import METHOD_COLOURS, use_book_style
 from plotly.subplots import make_subplots
 
@@ -373,7 +374,7 @@ for name, place in places.items():
         unit = F.normalize(G, dim=1)  # its products are cosines
         agreement[name, kind] = (unit @ unit.T)[off].mean().item()
 
-# %%
+# %% tags=["hide-input"]
 import plotly.graph_objects as go
 
 figure = go.Figure()
@@ -458,7 +459,7 @@ for name, place in used.items():
         pairs.append((apart(caml, upweight), apart(caml, mldg)))
     difference[name] = np.array(pairs)  # (alphas, 2)
 
-# %%
+# %% tags=["hide-input"]
 lines = {"caml against upweight": "upweight", "caml against mldg": "mldg"}
 figure = make_subplots(1, 2, shared_yaxes=True, subplot_titles=list(used))
 for j, name in enumerate(used):
@@ -482,7 +483,7 @@ for j, name in enumerate(used):
         **at_column,
     )
 
-# %%
+# %% tags=["hide-input"]
 figure.update_xaxes(title="α", tickangle=0, tickfont_size=12, **powers)
 figure.update_yaxes(**{**powers, "dtick": 1})
 figure.update_layout(
@@ -609,7 +610,7 @@ for t, (known, query) in enumerate(toy):
 packaged = meta_gradient(squares, theta, toy, alpha=ALPHA)
 torch.testing.assert_close(c / R, packaged)
 
-# %%
+# %% tags=["hide-input"]
 figure = go.Figure()
 turn = np.linspace(0, 2 * np.pi, 60)
 for t, method in ((0, "mldg"), (R - 1, "caml")):

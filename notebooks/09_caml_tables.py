@@ -247,7 +247,7 @@ def gain(baseline, **at):
     return sum(caml[s] - base[s] for s in both) / len(both) if both else None
 
 
-# %%
+# %% tags=["hide-input"]
 from caml_core.pictures.figures import METHOD_COLOURS, use_book_style
 from plotly.subplots import make_subplots
 
@@ -313,6 +313,7 @@ def minority_found(alpha=None, **at):
     return sum(batches) / len(batches) if batches else None
 
 
+# %%
 rows = ["| changed | − append | − upweight | minority asked (%) | seeds |"]
 rows += ["|:--|--:|--:|--:|--:|"]
 for key, values in lines.items():
@@ -340,7 +341,7 @@ for name in regimes:
             "decay": float(decay), "alpha": float(alpha),
         }  # fmt: skip
 
-# %% tags=["opening"]
+# %% tags=["opening", "hide-input"]
 import plotly.graph_objects as go
 
 figure, points = go.Figure(), {}

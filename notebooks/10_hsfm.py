@@ -97,7 +97,7 @@ for _ in range(33):
     H = H - 0.3 * answer.gradient / answer.gradient.norm()
 assert [path[k][2] for k in (0, -1)] == [0, 6]  # hard examples
 
-# %%
+# %% tags=["hide-input"]
 import plotly.graph_objects as go
 from caml_core.pictures.figures import CHANCE, LABEL, MINORITY, use_book_style
 from plotly.subplots import make_subplots
@@ -122,7 +122,7 @@ def border(w, b, name, **style):
     return go.Scatter(x=x, y=y, mode="lines", name=name, line=style)
 
 
-# %%
+# %% tags=["hide-input"]
 def play(figure, moving, labels, active, **layout):
     """Add traces that move: a slider and a Play button below the axes."""
     n = len(figure.data)
@@ -147,7 +147,7 @@ def play(figure, moving, labels, active, **layout):
     return figure.update_layout(sliders=[slider], updatemenus=[menu], **layout)
 
 
-# %% tags=["opening"]
+# %% tags=["opening", "hide-input"]
 def moment(H, answer, right):
     """The traces that move."""
     w, b = answer.weight.diff(dim=0)[0], answer.bias.diff()
@@ -357,7 +357,7 @@ print(f"worst group, validation: {start:.1f}% before", end=", ")
 print(f"{best.mean():.1f}% in the chosen epochs")
 assert best.mean() > start + 35
 
-# %%
+# %% tags=["hide-input"]
 from caml_core.pictures.figures import ATTRIBUTE, curves_with_band
 
 
@@ -380,7 +380,7 @@ accuracy_figure(main, "Within a few epochs the worst group catches up")
 # The band is one standard deviation over support sets. It is wide: it matters which examples are drawn, and when the
 # run stops. Note the dip after the first rise, too. We come to both. With Python behind this page, turn the settings.
 
-# %%
+# %% tags=["hide-input"]
 from caml_core.pictures.live import live
 
 
@@ -444,7 +444,7 @@ def scene(epoch):
     return [support.update(showlegend=False), ringed, head]
 
 
-# %%
+# %% tags=["hide-input"]
 titles = ["support set (compressed axes)", "validation set"]
 figure = make_subplots(2, 1, vertical_spacing=0.2, subplot_titles=titles)
 for rare, name in enumerate(("majority", "minority")):
@@ -522,7 +522,7 @@ curves_with_band(
     colours={"bird, E_y": LABEL, "background, E_a": ATTRIBUTE},
 )
 
-# %%
+# %% tags=["hide-input"]
 found = {e: f"{rare.mean(0)[e]:.0f}%" for e in (1, 3, 5, 7, 10, 20, 40)}
 print("minority in the hard set, by epoch:", found)
 assert abs(E_a[:, -1].mean()) < E_a[:, 0].mean() / 3
@@ -606,6 +606,7 @@ def hard_loss(epoch, E):
     return hypergradient(problem, **how).loss.mean().item()
 
 
+# %%
 drop = {}
 for epoch, E in edits.items():
     random = F.normalize(noise, dim=2) * E.norm(dim=2, keepdim=True)
@@ -656,6 +657,7 @@ def trained_on(H, scale):
     return W.detach(), b.detach()[:, 0]
 
 
+# %%
 again = {
     "HSFM's own head": (main.weight, main.bias),
     "from the ERM head, edited examples": trained_on(main.after, 1.0),

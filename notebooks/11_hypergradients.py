@@ -99,6 +99,7 @@ def erm_head(split):
     return torch.cat([-w, w]) / 2, torch.cat([-b, b]) / 2
 
 
+# %%
 def hsfm_problem(width, k=64, seed=0, signal=8):
     """A batch of one problem as HSFM meets it in its first epoch."""
     train = drawn(2000, 0.95, width, seed, signal)
@@ -165,7 +166,7 @@ offsets = torch.linspace(-8, 8, 161)
 curve = torch.stack([F(H + offset * shift) for offset in offsets])
 print(f"slope at the point: {slope:+.4f}")
 
-# %%
+# %% tags=["hide-input"]
 import numpy as np
 import plotly.graph_objects as go
 from caml_core.pictures.figures import MINORITY, use_book_style
@@ -400,7 +401,7 @@ assert max(big[way][1] for way in ("k = 1", "first order")) < 0.95
 # | first order | $\alpha T$ |
 # | implicit (next section) | $1 / \big(\lambda + \tfrac{1}{\alpha T}\big)$ |
 
-# %%
+# %% tags=["hide-input"]
 WAYS = {"unrolled": "#7A7A7A", "adjoint": "#0072B2", "truncated": "#D55E00"}
 WAYS |= {"first order": "#E69F00", "implicit": "#009E73"}
 WAYS |= {"Neumann": "#56B4E9", "KFAC": "#CC79A7"}
@@ -436,7 +437,7 @@ def truncation(k=5, largest=20.0):
     return figure.update_layout(title=text, height=480)
 
 
-# %% tags=["opening"]
+# %% tags=["opening", "hide-input"]
 figure = truncation()
 each = [truncation(k) for k in range(1, T + 1)]
 texts = [one.layout.title.text for one in each]
@@ -614,6 +615,7 @@ top = curvatures(full.support[0], p)[0].item()
 CASES = {"published steps": 1e-4, "large steps": 1 / top}
 
 
+# %%
 def gradient(way, problem, alpha):
     """The hypergradient by one of the ways, for ten steps."""
     run = {"alpha": alpha, "steps": 10}
@@ -650,7 +652,7 @@ for name, found in results.items():
     rest = [off[way] for way in ("first order", "implicit", "Neumann", "KFAC")]
     assert max(rest) < 0.1 if name == "published steps" else min(rest) > 0.1
 
-# %%
+# %% tags=["hide-input"]
 figure = make_subplots(1, 2, shared_yaxes=True, subplot_titles=list(CASES))
 for column, found in enumerate(results.values(), start=1):
     for name, (off, ms) in found.items():
@@ -721,7 +723,7 @@ assert settings.steps == 10  # as in `gradient`
 data = train_set, val_set, *head
 edits = hsfm(*data, settings, seeds=SEEDS, on_epoch=watch)
 
-# %%
+# %% tags=["hide-input"]
 figure = go.Figure()
 xs = list(range(EPOCHS + 1))
 for name in COMPARED:

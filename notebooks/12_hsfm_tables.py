@@ -111,7 +111,7 @@ Markdown(markdown(header, rows))
 # %% tags=["nbval-check-output"]
 Markdown(f"*hsfm*: {describe(runs['hsfm'])}")
 
-# %% tags=["opening"]
+# %% tags=["opening", "hide-input"]
 import plotly.graph_objects as go
 from caml_core.pictures.figures import CHANCE, LABEL, MINORITY, use_book_style
 
@@ -238,7 +238,7 @@ for name in names:
 header = ["changed", "WGA", "average", "WGA − published settings", "seconds"]
 Markdown(markdown(header, rows))
 
-# %%
+# %% tags=["hide-input"]
 changed = [n for n in runs if n.startswith("hsfm, ") and "labels" not in n]
 found = {n.removeprefix("hsfm, "): difference(n, "hsfm") for n in changed}
 order = sorted(found, key=lambda n: found[n]["mean"])
@@ -305,7 +305,7 @@ assert sum(abs(d["mean"]) < 2.5 for d in found.values()) > len(found) / 2
 # All these methods learn from a validation set in which the shortcut does not hold. Such labels are the real price. Here
 # both methods get only some of them.
 
-# %%
+# %% tags=["hide-input"]
 from caml_core.pictures.figures import curves_with_band
 
 COUNTS = (40, 100, 400, 2000)
@@ -367,7 +367,7 @@ assert all(ahead["average", n]["low"] > 0 for n in COUNTS[:-1])
 # to that width by a rule that no test image has seen.
 
 
-# %%
+# %% tags=["hide-input"]
 def against_erm(runs):
     """A table of runs with what each gains over the ERM head."""
     rows = []
@@ -384,7 +384,7 @@ Markdown(against_erm(resnet))
 # %% tags=["nbval-check-output"]
 Markdown(f"*hsfm*: {describe(resnet['hsfm'])}")
 
-# %%
+# %% tags=["hide-input"]
 behind = paired_difference(resnet["hsfm"], resnet["dfr"], "worst_group")
 print("hsfm − dfr: {mean:+.1f} [{low:+.1f}, {high:+.1f}]".format(**behind))
 assert behind["mean"] > -14

@@ -183,6 +183,7 @@ from caml_core.pictures.clip import (
     zero_shot,
 )
 
+# %%
 STEPS, BATCH, EVERY, LR = 64, 64, 4, 2e-3
 with seeded(0):
     network = build_clip()
@@ -221,7 +222,7 @@ for step in range(1, STEPS + 1):
     if step % EVERY == 0:
         readings.append((step, can_read(young, some)))
 
-# %%
+# %% tags=["hide-input"]
 import plotly.graph_objects as go
 from caml_core.pictures.figures import ATTRIBUTE, CHANCE, LABEL
 from plotly.subplots import make_subplots
@@ -252,7 +253,7 @@ figure.update_layout(
     meta={"alt": "The loss falls; three curves of what is read rightly"},
 )
 
-# %%
+# %% tags=["hide-input"]
 last = readings[-1][1]
 assert losses[-1] < losses[0] - 0.5
 assert last["background"] > 90
@@ -393,7 +394,7 @@ print(f"cosine of the two background vectors: {agree:.3f}")
 print(f"99 of 100 random directions stay below {null:.2f}")
 assert agree > 0.9 > 2 * null
 
-# %%
+# %% tags=["hide-input"]
 cosines = [
     [along(of_images[name], of_texts[other]).item() for other in PAIRS]
     for name in PAIRS
@@ -452,7 +453,7 @@ for name in test.extra:
 #
 # Scenes as dots, by their coordinates along the two text directions. Crosses are texts. (With a mouse: captions.)
 
-# %% tags=["opening"]
+# %% tags=["opening", "hide-input"]
 bird = F.normalize(of_texts["bird"], dim=0)
 place = torch.stack([e @ water, e @ bird], dim=1)
 figure = go.Figure()
@@ -571,6 +572,7 @@ def inputs(scenes):
     return {"embedding": embed_images(clip, x), "attributes": attributes}
 
 
+# %%
 def targets(scenes):
     """What is asked: three things that captions say, two that none does."""
     x, facts, at = scenes
@@ -588,7 +590,7 @@ for thing, value in targets(known).items():
         truth = targets(asked)[thing].double().numpy()
         r2[name][thing] = probe.score(z_asked[name].numpy(), truth)
 
-# %%
+# %% tags=["hide-input"]
 figure = go.Figure(
     [
         go.Bar(

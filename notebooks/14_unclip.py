@@ -75,7 +75,7 @@ e = embed(pipeline, test.x[:8])
 drawn = decode(pipeline, e, guidance=W, same_noise=False)
 print(f"pictures {tuple(test.x[:8].shape)} → embeddings {tuple(e.shape)}")
 
-# %% tags=["opening"]
+# %% tags=["opening", "hide-input"]
 from caml_core.pictures.figures import image_grid, use_book_style
 
 use_book_style()
@@ -176,7 +176,7 @@ def velocity(x_t, t, embeds, w=W):
 told = e[:1].expand(len(TIMES), -1)
 guess = signal * x_t - rest * velocity(x_t, TIMES, told)
 
-# %%
+# %% tags=["hide-input"]
 figure = image_grid(
     torch.cat([unfold(x_t), unfold(guess)]),
     columns=len(TIMES),
@@ -233,7 +233,7 @@ assert difference < 1e-2
 # %% [markdown]
 # Move the slider from noise to pictures.
 
-# %%
+# %% tags=["hide-input"]
 from caml_core.pictures.figures import contact_sheet, picture_slider
 
 figure = picture_slider(
@@ -323,7 +323,7 @@ assert alike(other_embedding) > 0.3
 #
 # $$e(\varphi) = \cos\varphi\; e_0 + \sin\varphi\; \tau.$$
 
-# %%
+# %% tags=["hide-input"]
 from caml_core.pictures.space import turn
 
 whole = torch.acos(e[3] @ e[0])  # the angle between the two
@@ -370,7 +370,7 @@ edited = [
     for m in AMOUNTS
 ]
 
-# %%
+# %% tags=["hide-input"]
 figure = picture_slider(
     [contact_sheet(pictures, columns=4) for pictures in edited],
     [f"{m:.2f}" for m in AMOUNTS],
@@ -462,7 +462,7 @@ assert found["mmd2_decoded_real"] > 2 * found["mmd2_real_real"]
 #
 # Two knobs remain. Guidance $w$ trades variety for clarity. Steps cost time.
 
-# %%
+# %% tags=["hide-input"]
 GUIDANCES, COUNTS = (1, 2, 3), (3, 10, 50)
 six = source[:6]
 by_w = [decode(pipeline, six, guidance=w, seed=4) for w in GUIDANCES]
@@ -475,7 +475,7 @@ figure = image_grid(
 )
 figure.update_layout(meta={"alt": "Four scenes, decoded with guidance 1, 2, 3"})
 
-# %%
+# %% tags=["hide-input"]
 figure = image_grid(
     torch.cat(by_n),
     columns=4,

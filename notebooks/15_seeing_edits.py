@@ -216,7 +216,7 @@ assert 0 < pictured["background"] < len(show)
 # The way from one to the other can be walked: along the great circle between the two embeddings, with the noise held
 # fixed. Move the slider from the unedited to the edited embedding.
 
-# %%
+# %% tags=["hide-input"]
 from caml_core.pictures.figures import contact_sheet, picture_slider
 from caml_core.pictures.space import turn
 
@@ -247,7 +247,7 @@ figure.update_layout(meta={"alt": "Eight decoded birds, with a slider"})
 # from 0 than those of any other word.** The control is a random move of the same length on the same sphere. Its cosine
 # is not exactly 0: on a sphere every way leads a little away from what one has.
 
-# %%
+# %% tags=["hide-input"]
 import plotly.graph_objects as go
 from caml_core.pictures.clip import prompts, text_centres
 from caml_core.pictures.figures import ATTRIBUTE, CHANCE, LABEL, METHOD_COLOURS
@@ -313,7 +313,7 @@ assert 0.6 < length / apart < 1.4
 # A cosine of this size leaves room for much else. So we read each embedding again, zero-shot, before and after: does CLIP
 # now see another background? Another bird?
 
-# %%
+# %% tags=["hide-input"]
 ATTRIBUTES = ("background", "bird", "colour", "facing", "size")
 figure = go.Figure()
 share = {}
@@ -371,6 +371,7 @@ def cell(name, metric, digits=0):
     )
 
 
+# %%
 etas = [name.split()[-1] for name in runs if name.startswith("hsfm")]
 lines = [
     "| move | length | cosine with background | cosine with bird "
@@ -408,7 +409,7 @@ assert all(mean < 0 for mean, _ in signs.values())
 assert all(high < 0 for _, high in list(signs.values())[1:])
 middle = ("hsfm, eta 0.01", "random, eta 0.01")
 
-# %%
+# %% tags=["hide-input"]
 figure = go.Figure()
 for kind, dash in (("hsfm", "solid"), ("random", "dot")):
     for word, colour in (

@@ -111,6 +111,7 @@ def linear(seed):
         return Backbone(nn.Identity(), pool.x.shape[1], n_classes=2)
 
 
+# %%
 def buy(seed):
     """Rows of D_0, Q_1, ..., Q_5, and the heads of all rounds."""
     heads = []
@@ -273,6 +274,7 @@ def same_groups(seed):
 alike = {seed: same_groups(seed) for seed in SEEDS}
 
 
+# %%
 def form_a(hard):
     """One hard set for each draw, beside a support set from D_0."""
     return [
@@ -340,7 +342,7 @@ def evidence(target):
 
 bird, background = evidence(val.y), evidence(val.a)
 
-# %% tags=["opening"]
+# %% tags=["opening", "hide-input"]
 from caml_core.pictures.figures import MAJORITY, MINORITY, use_book_style
 from plotly.subplots import make_subplots
 
@@ -494,6 +496,7 @@ ROWS = {  # name: (method, acquisition, what it uses beside the class labels it 
 }  # fmt: skip
 
 
+# %% tags=["hide-input"]
 def gain(name, dataset, budget, over="append"):
     """Difference of two rows in worst-group accuracy, by seed."""
     sides = [
@@ -585,6 +588,7 @@ def mean(name, dataset, budget=BUDGET, over="append"):
     return gain(name, dataset, budget, over)["mean"]
 
 
+# %% tags=["hide-input"]
 for budget in BUDGETS:
     for name in ("upweight", "CAML", "fine-tune θ₀", "HSFM (a)"):
         assert abs(mean(name, "dominoes", budget)) < 6
@@ -637,7 +641,7 @@ assert oracle > 0.7 * mean("fine-tune θ₀, fair labels", "dominoes")
 # over seeds. The table reads from the curves where each mean first reaches 60, 70 and 80%, between two budgets on a
 # straight line (over the logarithm of the labels); 100 stands for 100 or fewer.
 
-# %%
+# %% tags=["hide-input"]
 from caml_core.pictures.figures import METHOD_COLOURS, curves_with_band
 
 CURVES = {
@@ -718,7 +722,8 @@ cost_curves(
 # %% [markdown]
 # *Append*, CAML and HSFM reach 60% on Dominoes and 70% nowhere: from 800 to 1,600 labels *append* gains hardly anything.
 # The hardest queries, or their groups, reach 70% on Dominoes and 60% on birdscapes. Labels from a fair set get there with
-# the fewest; no method reaches 80% on birdscapes. On birdscapes HSFM is ahead with a few hundred labels; with 1,600 it is not, and its average has fallen, too:
+# the fewest; no method reaches 80% on birdscapes. On birdscapes HSFM is ahead with a few hundred labels; with 1,600 it is
+# not, and its average has fallen, too:
 
 # %%
 each = [runs("birdscapes", "hsfm", budget) for budget in BUDGETS]
@@ -732,6 +737,8 @@ tuning = [r for r in everything if r["method"] == "tuning"]
              == ("birdscapes", "least_confidence"))  # fmt: skip
 tried = sorted(tuning["metrics"]["hsfm"], key=lambda one: -one["worst_group"])
 print("HSFM (a), the draw for settings:", *tried[:2], sep="\n  ")
+
+# %% tags=["hide-input"]
 assert tried[0]["worst_group"] < tried[1]["worst_group"] + 1
 assert average[-1] < max(average) - 1
 assert share[-1] < max(share) / 2

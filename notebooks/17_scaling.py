@@ -269,7 +269,7 @@ def makespan(seconds, seller, workers):
     return max(done.values())
 
 
-# %% tags=["opening"]
+# %% tags=["opening", "hide-input"]
 import plotly.graph_objects as go
 from caml_core.pictures.figures import CHANCE, use_book_style
 
@@ -378,6 +378,7 @@ def timed(action, n):
     return (time.perf_counter() - start) / n
 
 
+# %%
 text = json.dumps([peace[3]]) + "\n"
 (folder / "grid.toml").write_text(LIST.replace("[0, 1]", str(list(range(100)))))
 cost = {
@@ -431,7 +432,7 @@ assert RATE > 1
 #
 # A small simulation with runs of random length, and the bound beside it:
 
-# %%
+# %% tags=["hide-input"]
 import random
 
 
@@ -500,7 +501,7 @@ for name, value in seconds_each.items():
 print(f"{'filesystem: files in one folder':40} {2 * N:10,}")
 print(f"{'filesystem: records':40} {N * len(text) / 1e9:8.1f} GB")
 
-# %%
+# %% tags=["hide-input"]
 names = list(seconds_each)[::-1]
 figure = go.Figure(
     go.Bar(

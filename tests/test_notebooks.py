@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
+import jupytext
 import nbformat
 import pytest
 from sample_book import ROOT
@@ -77,6 +79,24 @@ def test_opening_exercises_and_stills(source: Path) -> None:
     figures = renderer.figures_of(committed(source).cells)
     bare = [renderer.alt(figure.data[renderer.MIME]) for figure in figures if not renderer.still(figure)]
     assert not bare, "figures without a still; run: make notebooks"
+
+
+DRAWS = re.compile(
+    r"\b(go|px)\.|[Ff]igure|make_subplots|markdown\(|image_grid|update_(layout|xaxes|yaxes|traces)|add_trace"
+)
+FOLDED = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
+
+
+@chapters
+def test_what_stands_open_in_the_page_is_the_idea(source: Path) -> None:
+    """Plots and tables are folded: of the lines that are not, a third at most draw, and no cell is long."""
+    cells = [cell for cell in jupytext.read(source).cells if cell.cell_type == "code"]
+    shown = [cell.source for cell in cells if not FOLDED & set(cell.metadata.get("tags", []))]
+    statements = [ast.get_source_segment(text, node) or "" for text in shown for node in ast.parse(text).body]
+    lines = sum(len(text.splitlines()) for text in statements)
+    drawing = sum(len(text.splitlines()) for text in statements if DRAWS.search(text))
+    assert drawing <= lines / 3
+    assert [text for text in shown if len(text.splitlines()) > 25] == []
 
 
 @chapters
