@@ -193,7 +193,7 @@ assert changed > 50
 figure = image_grid(
     torch.cat([on_water[:4], on_land[:4]]),
     columns=4,
-    labels=["on<br>water", "on<br>land"],
+    labels=["waterbirds<br>on water", "the same<br>on land"],
     title="Move the same waterbird to land, and the answer moves along",
 )
 for row, said in enumerate(answers):
@@ -201,45 +201,50 @@ for row, said in enumerate(answers):
         figure.add_annotation(
             x=column * 50 + 24,
             y=row * 50 + 44,
-            text=BIRDS[said[column]],
+            text=("✗ ", "✓ ")[said[column]] + BIRDS[said[column]],
             showarrow=False,
             font={"color": "white", "size": 12},
             bgcolor="#005A8E" if said[column] == 1 else "#A84A00",
         )
-alt = "Four waterbirds on water and the same four on land, each with the network's answer."
+alt = "Four waterbirds on water, called waterbirds, and the same four on land, called landbirds."
 figure.update_layout(meta={"alt": alt})
 
 # %% [markdown]
 # ## Could it have learned the bird?
 #
-# Perhaps the birds are just too hard. So train the same network in the same way on as many pictures in which bird and
-# background are independent, $\rho = 0.5$.
+# Perhaps the birds are just too hard. So train the same network in the same way on as many pictures in which the
+# background agrees less often: in four of five, $\rho = 0.8$, and in one of two, $\rho = 0.5$, where it says nothing.
 
 # %%
-fair_train, _, _ = load("birdscapes", rho=0.5, n_train=2000, seed=0)
-fair_network = backbone("small_resnet", n_classes=2, seed=0)
-train_erm(
-    fair_network,
-    fair_train,
-    val,
-    Erm(epochs=EPOCHS, lr=2e-3, batch_size=32, select="last"),
-    seed=0,
-    device=device,
-)
-fair = group_metrics(predict(fair_network, test, device), test)
-print(
-    f"minority accuracy: {metrics['minority']['value']:.1f}% at rho 0.95, {fair['minority']['value']:.1f}% at rho 0.5"
-)
-assert fair["minority"]["value"] > metrics["minority"]["value"] + 25
+weaker = {}
+for rho in (0.8, 0.5):
+    other_train, _, _ = load("birdscapes", rho=rho, n_train=2000, seed=0)
+    other = backbone("small_resnet", n_classes=2, seed=0)
+    train_erm(
+        other,
+        other_train,
+        val,
+        Erm(epochs=EPOCHS, lr=2e-3, batch_size=32, select="last"),
+        seed=0,
+        device=device,
+    )
+    weaker[rho] = group_metrics(predict(other, test, device), test)
+for rho, found in {0.95: metrics, **weaker}.items():
+    majority, rare = (found[k]["value"] for k in ("majority", "minority"))
+    print(f"rho {rho:4}: majority {majority:5.1f}%, minority {rare:5.1f}%")
+assert weaker[0.5]["minority"]["value"] > 90
+assert weaker[0.8]["minority"]["value"] > metrics["minority"]["value"] + 50
+assert weaker[0.8]["minority"]["value"] < weaker[0.5]["minority"]["value"]
 
 # %% [markdown]
-# The bird can be learned. Given a cheaper cue that is right 95 times in 100, the network did not bother.
+# The bird can be learned. Objections in one picture of five are enough to make the network look at it, if not always;
+# given a cue that is right 95 times in 100, it did not bother.
 #
 # ## What we saw
 #
 # - A network can reach a high average, weighted as in training, and do worse than a coin on the minority.
 # - The groups show it, and an intervention proves it: the answer follows the background.
-# - Nothing was wrong with the network or the optimiser: on data without the correlation they learn the bird.
+# - Nothing was wrong with the network or the optimiser: on data with a weaker correlation they learn the bird.
 #
 # ## Where the book goes from here
 #
@@ -272,8 +277,8 @@ print(f"the answer changes for {changed:.0%} of the landbirds")
 assert changed > 0.5, "both directions follow the background"
 
 # %% [markdown]
-# **Exercise 3: a weaker shortcut.** Lower `rho` in the second code cell to 0.9 and to 0.8, and run all. Where does the
-# minority accuracy begin to rise?
+# **Exercise 3: between the two.** Set `rho` in the second code cell to 0.9, and run all. Is the minority accuracy nearer to
+# that at 0.95 or to that at 0.8?
 #
 # <details><summary>Solution 3</summary>
 #
