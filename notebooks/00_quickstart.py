@@ -193,7 +193,7 @@ assert changed > 50
 figure = image_grid(
     torch.cat([on_water[:4], on_land[:4]]),
     columns=4,
-    labels=["waterbirds<br>on water", "the same<br>on land"],
+    labels=["the birds<br>on water", "the same<br>on land"],
     title="Move the same waterbird to land, and the answer moves along",
 )
 for row, said in enumerate(answers):
