@@ -356,8 +356,8 @@ assert int(ask("core_set")[0]) == int(nearest.argmax())
 
 # %% [markdown]
 # **TypiClust**, a [function for very few labels](../book/glossary.md), cuts the features into clusters and takes, from
-# large clusters without a label, the most *typical* one: the highest $\big(\tfrac1K \sum_{x' \in \mathrm{NN}_K(x)} \lVert z - z' \rVert\big)^{-1}$, crowded by its $K$
-# neighbours.
+# large clusters without a label, the most *typical* one, crowded by its $K$ neighbours: with features $z$ scaled to length
+# 1, the highest $\big(\tfrac1K \sum_{x' \in \mathrm{NN}_K(x)} \lVert z - z' \rVert\big)^{-1}$.
 
 
 # %%

@@ -95,7 +95,7 @@ figure.update_layout(meta={"alt": "Eight scenes above, decoded ones below"})
 #
 # Take a picture $x$ and mix it with noise $\varepsilon$, more and more as the time $t$ goes from 0 to 1000:
 #
-# $$x_t = \sqrt{\bar\alpha_t}\; x + \sqrt{1 - \bar\alpha_t}\; \varepsilon, \qquad \varepsilon \sim \mathcal N(0, 1).$$
+# $$x_t = \sqrt{\bar\alpha_t}\; x + \sqrt{1 - \bar\alpha_t}\; \varepsilon, \qquad \varepsilon \sim \mathcal N(0, I).$$
 #
 # $\bar\alpha_t$ falls from 1 (only picture) to 0 (only noise). The squares of the two weights add up to one, so $x_t$
 # moves along a quarter of a circle, from $x$ to $\varepsilon$. The network sees $x_t$ and is asked for the *velocity*

@@ -169,7 +169,7 @@ for seed, (sets, heads) in bought.items():
 # $$
 # \begin{aligned}
 # &c \leftarrow 0; \quad \text{for } t = 1, \dots, R: \\
-# &\qquad \theta^{(t)} = \theta - \alpha T\, \tfrac{1}{t-1}\, c
+# &\qquad \theta^{(t)} = \theta - \alpha T\, \tfrac{1}{\max(t-1,\,1)}\, c
 # && \text{earlier wishes count as granted} \\
 # &\qquad H_t \leftarrow \mathrm{Adam}_\eta\big(H_t,\ \nabla_{H_t} L(\theta_T(\theta^{(t)}, H_t), Q_t)\big)
 # && K_H \text{ times} \\
