@@ -50,7 +50,7 @@ DRO_STEP = 0.01  # of the group weights' multiplicative update
 
 @settings
 class Plan:
-    """Settings of a run in rounds; the defaults are the published ones of CAML on images.
+    """Settings of a run in rounds; the defaults are the counts and step sizes of CAML's authors on images.
 
     Args:
         start, query, rounds: labels drawn at random first, labels of a round, number of rounds.

@@ -784,7 +784,7 @@ assert gains[0][0] + gains[1][0] > 0
 # Where the minority is rare, the choice by loss comes out ahead: with 100 minority examples clearly, with 44 by an
 # interval over five support sets that includes zero. And all of HSFM falls
 # with the share of the minority: choosing by loss *finds* its few examples, and what these cannot say, no edit can.
-# This is one dataset, one backbone and mostly published settings; chapter [12](12_hsfm_tables.ipynb) has others, and
+# This is one dataset, one backbone and mostly the paper's settings; chapter [12](12_hsfm_tables.ipynb) has others, and
 # rules for the epoch without groups. What it shows is the control that a claim about hard examples needs: *random ones*.
 #
 # ## What we saw

@@ -60,7 +60,9 @@ if "google.colab" in sys.modules:
 # with the vehicle. The paper (Yazdan Parast et al., [arXiv 2603.29313](https://arxiv.org/abs/2603.29313)) starts from a
 # ResNet-50 trained on these images. We start from an EfficientNet-Lite0 that has seen ImageNet and *nothing of
 # Dominoes*: its weights come in a Python package, so anybody can repeat the runs. The two rows can be compared in their
-# order and their gaps, not in their height. Both report the worst-group accuracy (WGA) and the average on a balanced
+# order and their gaps, not in their height. Two more things are ours: features are standardised, and the head to start
+# from is a new one, where the authors take raw features and the network's own last layer. So where a row below has "the
+# paper's settings", it has the paper's counts and step sizes, not its protocol. Both report the worst-group accuracy (WGA) and the average on a balanced
 # test set.
 #
 # HSFM and all its rivals here retrain the head that empirical risk minimisation (ERM) left. *balanced-head* weighs the
@@ -211,7 +213,7 @@ for rule in ("worst_class", "hard_loss"):
 #
 # ## One thing changed at a time
 #
-# The published settings are 16 support examples of each class, ten inner steps, 256 hard examples of each class, 15
+# The paper's settings are 16 support examples of each class, ten inner steps, 256 hard examples of each class, 15
 # edits an epoch. What happens when one of them changes? The rows *sgd* edit by plain steps in place of Adam's: Adam moves
 # every number by about $\eta$, however small its gradient, a plain step by $\eta$ times the (clipped) gradient.
 
@@ -226,7 +228,7 @@ KNOBS = {
     "select": ("worst_group", "worst_class", "hard_loss"),
 }
 names = [f"hsfm, {knob} {value}" for knob in KNOBS for value in KNOBS[knob]]
-names = [name for name in names if name in runs]  # published: no row
+names = [name for name in names if name in runs]  # the paper's: no row
 names += [n for n in runs if n.startswith("hsfm, sgd")] or ["hsfm, sgd"]
 rows = []
 for name in names:
@@ -235,7 +237,7 @@ for name in names:
     gain = gain_text(mine, runs["hsfm"], "worst_group")
     seconds = sum(r["train_seconds"] for r in mine) / max(1, len(mine))
     rows.append([name[6:], *cells, gain, f"{seconds:.1f}" if mine else ""])
-header = ["changed", "WGA", "average", "WGA − published settings", "seconds"]
+header = ["changed", "WGA", "average", "WGA − paper's settings", "seconds"]
 Markdown(markdown(header, rows))
 
 # %% tags=["hide-input"]
@@ -258,14 +260,14 @@ figure.update_layout(
     height=560,
     margin_r=10,
     meta={
-        "alt": "Differences of worst-group accuracy to the published settings "
+        "alt": "Differences of worst-group accuracy to the paper's settings "
         "with 95% intervals: most near zero; one inner step, four support "
         "examples and small hard sets lose."
     },
 )
 
 # %% [markdown]
-# A point is the mean difference to the published settings, its bar the 95% interval. Four things stand out.
+# A point is the mean difference to the paper's settings, its bar the 95% interval. Four things stand out.
 #
 # - **The hard set need not be hard.** Random validation examples do as well, and so do the hardest minority examples. In a
 #   set without correlation any sample contradicts the shortcut. (Chapter [10](10_hsfm.ipynb) looks at a biased one.)
@@ -363,7 +365,7 @@ assert all(ahead["average", n]["low"] > 0 for n in COUNTS[:-1])
 # ## A backbone that learned the shortcut itself
 #
 # The paper freezes a network that was trained on the biased images. The same in small: the small ResNet of chapter 01,
-# eight epochs of ERM on Dominoes, then frozen; 128 features instead of 1,280. `scaled` adapts the published step sizes
+# eight epochs of ERM on Dominoes, then frozen; 128 features instead of 1,280. `scaled` adapts the paper's step sizes
 # to that width by a rule that no test image has seen.
 
 
@@ -405,7 +407,7 @@ assert over("dac", "erm-head")["mean"] > 2
 
 # %% [markdown]
 # The gain over the ERM head is large here, too. But the order turns: DFR is several points ahead, and so is
-# balanced retraining. The scaling rule does not settle it: its mean is a little above that of the published steps, and
+# balanced retraining. The scaling rule does not settle it: its mean is a little above that of the paper's steps, and
 # its interval against them includes zero. So one should not carry the first table over to other backbones. A narrow
 # backbone gives the edits less room, and one that was trained on the biased images has pushed the shortcut further into
 # its features; which of the two it is, these runs cannot tell.
@@ -455,10 +457,10 @@ print(f"weights of new images in DaC: {chosen}, of {offered}")
 assert set(chosen) == {max(offered)}
 
 # %% [markdown]
-# DFR lifts the worst group most. HSFM with its published settings follows, some ten points behind, and more than half of
+# DFR lifts the worst group most. HSFM with the paper's settings for Waterbirds follows, some ten points behind, and more than half of
 # that is settings: with those of the other draws it is a few points behind, and no longer for certain. Some of the rest
 # may be the choice of the epoch: it is made on the very validation images that the hard set comes from, so what it sees
-# is too kind. Chapter 10 saw the two level, with the published
+# is too kind. Chapter 10 saw the two level, with the same
 # settings: it looked at five support sets on *one* draw of the pictures, and here every seed has its own pictures and its
 # own ERM head, which is stopped before it knows them by heart. A single draw compares nothing but itself.
 #
@@ -473,7 +475,7 @@ assert set(chosen) == {max(offered)}
 #
 # - On frozen ImageNet features the paper's ranking holds: ERM far below; DaC, DFR and HSFM within four points of each
 #   other, in this order. These are not the paper's conditions: there the backbone is trained on the biased images.
-# - Being level with DFR does not carry over with the published settings. On a small network trained on the biased images,
+# - Being level with DFR does not carry over with the paper's settings. On a small network trained on the biased images,
 #   and on five draws of the birds of chapter 10, HSFM gains a lot over the ERM head and stays several points behind DFR.
 #   On the birds, settings chosen on other draws close more than half of the gap.
 # - HSFM can choose its epoch without group labels; it costs a point or two on average, and the interval reaches five.
