@@ -254,6 +254,49 @@ assert weaker[0.8]["minority"]["value"] < weaker[0.5]["minority"]["value"]
 # layer does well on the hard examples, and we decode its edits into pictures. The next chapter looks closer at the
 # shortcut itself: [01, Shortcuts](01_shortcuts.ipynb).
 #
+# ## Two quick questions
+#
+# **1.** A validation set drawn like the training set ($\rho = 0.95$) says 95%. How does the network do on waterbirds
+# on land?
+#
+# <details><summary>About 95%, too</summary>
+#
+# No. Such a set has few of them: 95% is what the majority alone brings.
+#
+# </details>
+#
+# <details><summary>It may be 0%</summary>
+#
+# Yes. A network that reads the background alone scores 95% there, and fails on every minority picture.
+#
+# </details>
+#
+# <details><summary>About 50%</summary>
+#
+# No. It does not toss a coin there: it follows the background, which is wrong.
+#
+# </details>
+#
+# **2.** What shows that the network uses the background, and not something that merely goes with it?
+#
+# <details><summary>The low accuracy of two groups</summary>
+#
+# Not quite. Groups differ in more than one thing; that is a correlation.
+#
+# </details>
+#
+# <details><summary>The same bird on another background gets another answer</summary>
+#
+# Yes. Only the background was changed, so it made the difference.
+#
+# </details>
+#
+# <details><summary>The high training accuracy</summary>
+#
+# No. It says nothing about which feature was used.
+#
+# </details>
+#
 # ## Exercises
 #
 # **Exercise 1: a coin.** What is the WGA of a model that always answers "waterbird"? Of a coin? Why is a coin's better

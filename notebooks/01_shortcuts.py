@@ -614,6 +614,49 @@ assert len(stored("dominoes_erm")) >= 3
 # **Turn these knobs.** `n_train` (more pictures mean more objections), `epochs` in the full profile (does the minority
 # line ever meet the majority line?), `patch` of the occlusion map.
 #
+# ## Two quick questions
+#
+# **1.** At $\rho = 1$ a larger network is trained longer, on more pictures of the same kind. What happens to the
+# minority?
+#
+# <details><summary>It is learned at last</summary>
+#
+# No. No training picture contradicts the background, however many there are.
+#
+# </details>
+#
+# <details><summary>Nothing in the data can help it</summary>
+#
+# Yes. Both cues explain every label, and the easier one is learned.
+#
+# </details>
+#
+# <details><summary>It rises to 50%</summary>
+#
+# No. The background answers, and on the minority the background is wrong.
+#
+# </details>
+#
+# **2.** Early in training the minority accuracy is *below* a coin. What does that tell you?
+#
+# <details><summary>The network has learned nothing yet</summary>
+#
+# No. Then it would be near 50%.
+#
+# </details>
+#
+# <details><summary>The network follows the spurious attribute</summary>
+#
+# Yes. Below chance means that it knows something, and that it is wrong there.
+#
+# </details>
+#
+# <details><summary>The minority pictures are mislabelled</summary>
+#
+# No. The labels are right; the cue is wrong.
+#
+# </details>
+#
 # ## Exercises
 #
 # **Exercise 1: worse than a coin.** With `explore`, find the strength from which on the retrained last layer does worse

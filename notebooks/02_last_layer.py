@@ -747,6 +747,49 @@ if not FULL:
 # **Turn these knobs.** `rho` (does the ERM head's background effect grow?), `C` (does a stronger penalty make the
 # shortcut better or worse?), the layer that is probed, and `epochs` of the network from scratch.
 #
+# ## Two quick questions
+#
+# **1.** The ERM head has more weight along the bird than along the background, and still answers by the background.
+# How?
+#
+# <details><summary>Its bias is wrong</summary>
+#
+# No. A bias moves all answers alike.
+#
+# </details>
+#
+# <details><summary>The background moves the features farther</summary>
+#
+# Yes. What counts is weight times distance.
+#
+# </details>
+#
+# <details><summary>The bird is not in the features</summary>
+#
+# No. A probe trained on balanced data reads it.
+#
+# </details>
+#
+# **2.** When is DFR of no use?
+#
+# <details><summary>When the backbone is large</summary>
+#
+# No. The ImageNet network here is the larger one, and there DFR repairs most.
+#
+# </details>
+#
+# <details><summary>When no probe can read the core feature</summary>
+#
+# Yes. A last layer can only choose among the features that there are.
+#
+# </details>
+#
+# <details><summary>When the training set is biased</summary>
+#
+# No. That is what it is for; it needs a *balanced* set for the head alone.
+#
+# </details>
+#
 # ## Exercises
 #
 # **Exercise 1: cut it out.** Subtract from every feature vector its part along $v$, $z \leftarrow z - (v \cdot z)\, v$,

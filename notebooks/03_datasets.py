@@ -540,6 +540,49 @@ if HAVE_MADLIBS:
 # **Turn these knobs.** `rho` and `magnitude` of `spuco_mnist`; `seed` of `madlibs`, which draws other judgements;
 # `load("folder", path=...)` for pictures of your own.
 #
+# ## Two quick questions
+#
+# **1.** In SpuCoAnimals the validation split has the same correlation as training. What follows for choosing the epoch
+# by average accuracy?
+#
+# <details><summary>Nothing</summary>
+#
+# No. That average rewards the shortcut.
+#
+# </details>
+#
+# <details><summary>It chooses the epoch that uses the shortcut best</summary>
+#
+# Yes. One has to look at groups, or at a split without the correlation.
+#
+# </details>
+#
+# <details><summary>It chooses the best worst group</summary>
+#
+# No. The worst group is a small share of that average.
+#
+# </details>
+#
+# **2.** A worst group has 30 test pictures, and method B is 3 points ahead of A in it. What is that worth?
+#
+# <details><summary>Three points are three points</summary>
+#
+# No. One picture is worth 3.3 points there.
+#
+# </details>
+#
+# <details><summary>Nothing yet</summary>
+#
+# Yes. The 95% interval of such an accuracy is some thirty points wide.
+#
+# </details>
+#
+# <details><summary>It is enough with one more seed</summary>
+#
+# No. More seeds do not make the test group larger.
+#
+# </details>
+#
 # ## Exercises
 #
 # **Exercise 1: the shortcut's score.** From the table alone: which accuracy does "waterbird if on water" reach on

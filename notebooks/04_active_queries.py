@@ -825,6 +825,48 @@ explore("ask_yourself", "Buy labels: is uncertain the same as hard?")
 # **Turn these knobs.** `QUERY` (are the next questions as good as the first?), `magnitude` (a shortcut that is easier to
 # see), `START` (how little is too little for a useful doubt?).
 #
+# ## Two quick questions
+#
+# **1.** Least confidence knows no groups. Why do its batches hold more minority than the pool?
+#
+# <details><summary>It favours rare classes</summary>
+#
+# No. It looks at one number for each picture: the top probability.
+#
+# </details>
+#
+# <details><summary>On the minority the two cues disagree, so the network is less sure</summary>
+#
+# Yes. That holds for a network that has learned something of both.
+#
+# </details>
+#
+# <details><summary>By luck</summary>
+#
+# No. The share was several times that of the pool, batch after batch.
+#
+# </details>
+#
+# **2.** The first network was trained for one epoch only. What is a batch by uncertainty worth?
+#
+# <details><summary>As much as later</summary>
+#
+# No. Its doubts are about everything.
+#
+# </details>
+#
+# <details><summary>Little: doubts are worth something between ignorance and understanding</summary>
+#
+# Yes. One that knows nothing doubts at random, one that knows all does not doubt.
+#
+# </details>
+#
+# <details><summary>More, since it doubts more</summary>
+#
+# No. Doubt that does not discriminate is no information.
+#
+# </details>
+#
 # ## Exercises
 #
 # **Exercise 1: two classes.** Margin and least confidence found nearly the same. Show that with *two* classes they

@@ -558,6 +558,48 @@ assert means["upweight"]["share of the gradient"] > 45
 # chapter](06_meta_gradients.ipynb) asks for the gradient *after* a step, and chapter [07](07_caml.ipynb) builds CAML
 # on it.
 #
+# ## Two quick questions
+#
+# **1.** Queries are a fifth of the labels. What share of the gradient do they have after training?
+#
+# <details><summary>A fifth</summary>
+#
+# No. That would hold if every example had a gradient of the same length.
+#
+# </details>
+#
+# <details><summary>Less than a fifth</summary>
+#
+# No. They are what is *not* fitted.
+#
+# </details>
+#
+# <details><summary>More than a fifth</summary>
+#
+# Yes. Fitted examples hardly pull; the queries were chosen because they are not fitted.
+#
+# </details>
+#
+# **2.** Queried minority pictures are answered well, fresh ones badly. What happened?
+#
+# <details><summary>The queries were drowned</summary>
+#
+# No. Then they, too, would be answered badly.
+#
+# </details>
+#
+# <details><summary>They were memorised</summary>
+#
+# Yes. The network learned these pictures, not what they have in common.
+#
+# </details>
+#
+# <details><summary>The fresh ones are harder</summary>
+#
+# Perhaps a little. But the gap is far larger than such a choice explains.
+#
+# </details>
+#
 # ## Exercises
 #
 # **Exercise 1: half of the objective.** With $|D_0| = 600$ and rounds of 50, after how many rounds do queries have half

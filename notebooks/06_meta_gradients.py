@@ -665,6 +665,48 @@ assert torch.equal(plain, g_Q)
 # of `L_Q` (make $Q$ the steeper one and look at the conflict of the first-order path), `start` in `labelled` (how loud
 # are the first labels?).
 #
+# ## Two quick questions
+#
+# **1.** What is left of the meta-gradient when $\alpha = 0$?
+#
+# <details><summary>Nothing</summary>
+#
+# No. The loss of $Q$ still has a gradient at $\theta$.
+#
+# </details>
+#
+# <details><summary>The plain gradient of Q: up-weighting</summary>
+#
+# Yes. Without a step there is no look ahead.
+#
+# </details>
+#
+# <details><summary>The gradient of D</summary>
+#
+# No. $D$ stands only in the step.
+#
+# </details>
+#
+# **2.** The exact meta-gradient hardly moves along a direction in which $D$ is steep. Why?
+#
+# <details><summary>D's own step will undo such a move</summary>
+#
+# Yes. The factor $1 - \alpha\lambda$ shrinks what $D$ settles anyway.
+#
+# </details>
+#
+# <details><summary>Q does not care there</summary>
+#
+# No. $Q$ may care a lot; its complaint is left to $D$.
+#
+# </details>
+#
+# <details><summary>It is a numerical error</summary>
+#
+# No. It is what differentiating through the step means.
+#
+# </details>
+#
 # ## Exercises
 #
 # **Exercise 1: overshooting.** Let $L_D$ be quadratic with largest curvature $\lambda$. What does the exact

@@ -372,6 +372,48 @@ assert differences["caml − append, equal compute"]["high"] < 0
 # Turn these knobs and watch: `alpha` (what does 1.0 do?), `order="exact"` (several times the time), `rounds`,
 # `acquisition`.
 #
+# ## Two quick questions
+#
+# **1.** CAML beats append on the same labels with the same number of steps. What else could explain it?
+#
+# <details><summary>Nothing, the comparison is fair</summary>
+#
+# No. A step of CAML costs more gradients, and gives the queries more weight.
+#
+# </details>
+#
+# <details><summary>The weight of the queries, and the compute</summary>
+#
+# Yes. So ask for up-weighting, and for append with as many gradients.
+#
+# </details>
+#
+# <details><summary>Better queries</summary>
+#
+# No. All train on the labels that append bought.
+#
+# </details>
+#
+# **2.** Leave the accumulated bias out of CAML's adaptation. Which method is left?
+#
+# <details><summary>Append</summary>
+#
+# No. The queries still have a meta-gradient of their own.
+#
+# </details>
+#
+# <details><summary>MLDG: independent tasks</summary>
+#
+# Yes. Each round adapts and is judged by itself.
+#
+# </details>
+#
+# <details><summary>Up-weighting</summary>
+#
+# No. That needs $\alpha = 0$, too.
+#
+# </details>
+#
 # ## Exercises
 #
 # **Exercise 1: its own questions.** The stored runs *caml, own queries* let CAML ask for itself. Are its batches richer

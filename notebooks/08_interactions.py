@@ -668,6 +668,48 @@ assert steps[0] > 2 * steps[1:].max()
 # Turn these knobs and watch: `lr` and `epochs` of the plan (more training, more curvature: where does the expansion
 # break?), the size of a query, and `make_network(smooth=False)` in the first figure.
 #
+# ## Two quick questions
+#
+# **1.** To first order, what does the accumulated bias add to the loss?
+#
+# <details><summary>More weight for late queries</summary>
+#
+# No. Every query has the same weight.
+#
+# </details>
+#
+# <details><summary>Products of gradients of two rounds</summary>
+#
+# Yes. Loss falls where a round's gradient agrees with those before it.
+#
+# </details>
+#
+# <details><summary>A term that shrinks the parameters</summary>
+#
+# No. That is weight decay.
+#
+# </details>
+#
+# **2.** At the paper's $\alpha = 10^{-4}$, how does CAML's step differ from up-weighting?
+#
+# <details><summary>Hardly: less than another draw of the batches changes it</summary>
+#
+# Yes. On this network the terms in $\alpha$ are far smaller than the noise of a batch.
+#
+# </details>
+#
+# <details><summary>It points elsewhere</summary>
+#
+# No. Not at that size.
+#
+# </details>
+#
+# <details><summary>It is twice as long</summary>
+#
+# No. The mass of the gradients is the same.
+#
+# </details>
+#
 # ## Exercises
 #
 # **Exercise 1: pairs.** Write the interaction terms of all $R$ rounds as one sum over pairs $s < t$. How many pairs are

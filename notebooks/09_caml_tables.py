@@ -424,6 +424,48 @@ Markdown(f"{made} runs; the first: {describe(one[:1])}")
 #
 # Turn these knobs: `"minority"` to `"average"` or `"worst_group"` in the tables; the limits of *few* and *many*.
 #
+# ## Two quick questions
+#
+# **1.** At equal *steps* CAML is far ahead of append, at equal *compute* append is ahead. Which comparison is right?
+#
+# <details><summary>The first</summary>
+#
+# It answers one question: what does the method make of as many steps?
+#
+# </details>
+#
+# <details><summary>The second</summary>
+#
+# It answers another: what is a reader's hour best spent on?
+#
+# </details>
+#
+# <details><summary>Both, and a table needs both</summary>
+#
+# Yes. The gap between them says that append had not converged.
+#
+# </details>
+#
+# **2.** On scenes CAML falls behind up-weighting on each of three seeds. May one still say that they are level?
+#
+# <details><summary>Yes, three seeds prove nothing</summary>
+#
+# They prove no size, but all three point the same way; saying *level* hides that.
+#
+# </details>
+#
+# <details><summary>No, only for the digits</summary>
+#
+# Yes. A summary names the data for which it holds.
+#
+# </details>
+#
+# <details><summary>Yes, on average over both datasets</summary>
+#
+# No. An average over two datasets is a statement about neither.
+#
+# </details>
+#
 # ## Exercises
 #
 # **Exercise 1: a cheap rival.** From the records, compute the gain of JTT over *append* and over up-weighting, paired,

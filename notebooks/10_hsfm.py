@@ -805,6 +805,48 @@ assert gains[0][0] + gains[1][0] > 0
 # `eta`, `steps` and `support` in the live cell; `hypergradient="first_order"` in `run(...)` (is the exact derivative
 # needed?); `hard` from a few to all examples of a class; the seed of the film.
 #
+# ## Two quick questions
+#
+# **1.** The edited examples look like no bird. Why does a head trained on them do well?
+#
+# <details><summary>They are a fair training set now</summary>
+#
+# No. Trained to the end on them, the head is not fair.
+#
+# </details>
+#
+# <details><summary>The few steps that the head takes on them lead to a good place</summary>
+#
+# Yes. The repair is in the path, not in where the examples end.
+#
+# </details>
+#
+# <details><summary>They lie close to the hard examples</summary>
+#
+# No. They leave the cloud of pictures altogether.
+#
+# </details>
+#
+# **2.** What does the hard set do when the head overshoots?
+#
+# <details><summary>It stays the minority</summary>
+#
+# No. Hard is whatever the present head gets wrong.
+#
+# </details>
+#
+# <details><summary>It turns to the majority</summary>
+#
+# Yes. Like a thermostat: then these are the examples with the highest loss.
+#
+# </details>
+#
+# <details><summary>It becomes empty</summary>
+#
+# No. It always has $K$ examples of each class.
+#
+# </details>
+#
 # ## Exercises
 #
 # **Exercise 1: silence.** Write down the hypergradient for $T = 1$, one support example $h$ and its label. Show that it

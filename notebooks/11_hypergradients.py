@@ -790,6 +790,48 @@ assert norms[1] > 3 * norms[0]
 # `largest` of `truncation`; `width` of `hsfm_problem` (how does the spectrum change with more features than support
 # points?); `eta` of the settings (with smaller edits, do the implicit ways keep their direction?).
 #
+# ## Two quick questions
+#
+# **1.** Which of these differentiates something other than the training run that was made?
+#
+# <details><summary>The adjoint</summary>
+#
+# No. It is exact for the steps that were taken.
+#
+# </details>
+#
+# <details><summary>The implicit way</summary>
+#
+# Yes. It differentiates a minimum, which ten steps have not reached.
+#
+# </details>
+#
+# <details><summary>Unrolled autograd</summary>
+#
+# No. It is the definition, at the price of memory.
+#
+# </details>
+#
+# **2.** Along which directions does a truncated hypergradient lose most?
+#
+# <details><summary>The steep ones</summary>
+#
+# No. They are settled within the last few steps.
+#
+# </details>
+#
+# <details><summary>The flat ones</summary>
+#
+# Yes. What early steps did there still stands at the end, and truncation forgets it.
+#
+# </details>
+#
+# <details><summary>All alike</summary>
+#
+# No. The loss depends on $\alpha\lambda$ and the number of steps kept.
+#
+# </details>
+#
 # ## Exercises
 #
 # **Exercise 1: the starting head.** The adjoint gives $\partial F / \partial H$. Which line of it would give the

@@ -487,6 +487,48 @@ assert set(chosen) == {max(offered)}
 #   repairs that we ran on the small ResNet, level with balanced retraining on the birds.
 # - Not run: DDB, a ResNet-50 trained on Dominoes, and the paper's three other datasets.
 #
+# ## Two quick questions
+#
+# **1.** Random hard sets do as well as hard ones on Dominoes. Why?
+#
+# <details><summary>The loss is a bad measure</summary>
+#
+# No. It finds what the head gets wrong.
+#
+# </details>
+#
+# <details><summary>The validation set has no correlation</summary>
+#
+# Yes. There any sample contradicts the shortcut.
+#
+# </details>
+#
+# <details><summary>256 examples are too many</summary>
+#
+# No. With 32 it is not hardness that is missing either.
+#
+# </details>
+#
+# **2.** HSFM equals DFR on one backbone and is behind on two others. What may a summary say?
+#
+# <details><summary>HSFM equals DFR</summary>
+#
+# No. That is one row of three.
+#
+# </details>
+#
+# <details><summary>HSFM is worse</summary>
+#
+# No. On frozen ImageNet features the interval includes zero.
+#
+# </details>
+#
+# <details><summary>Both, each with its backbone</summary>
+#
+# Yes. And that settings explain more than half of the gap on scenes.
+#
+# </details>
+#
 # ## Exercises
 #
 # **Exercise 1: which labels?** HSFM and DFR both use the validation set. Which of its labels does each use, and where?

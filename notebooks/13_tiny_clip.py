@@ -650,6 +650,48 @@ assert r2["embedding"]["bird's place"] < 0.4
 # captions name only the background?), `BATCH` (is a small batch an easier question?), `LENGTH` (how far until the
 # background flips?).
 #
+# ## Two quick questions
+#
+# **1.** Which wrong captions make the question of a batch hard?
+#
+# <details><summary>Those that differ in the background</summary>
+#
+# No. The background is learned in a few dozen steps.
+#
+# </details>
+#
+# <details><summary>Those that differ in the bird alone</summary>
+#
+# Yes. To reject them, the model has to look at the bird.
+#
+# </details>
+#
+# <details><summary>Those of other batches</summary>
+#
+# No. The loss never sees them.
+#
+# </details>
+#
+# **2.** To move an embedding towards water, what does one add?
+#
+# <details><summary>The embedding of water</summary>
+#
+# No. Texts and pictures share directions, not places.
+#
+# </details>
+#
+# <details><summary>The difference of two texts, water minus land</summary>
+#
+# Yes. What both texts share drops out.
+#
+# </details>
+#
+# <details><summary>A picture of the sea</summary>
+#
+# That moves everything else, too: its bird, its colour, its light.
+#
+# </details>
+#
 # ## Exercises
 #
 # **Exercise 1: twins.** Two scenes in a batch of 64 have the same caption, all others differ, and the model is perfect:

@@ -578,6 +578,48 @@ assert echoes["their captions"] > echoes["random"] + 0.2
 # `prompts("bird")`), `noise_level=` of `decode` (what does the picture keep when the embedding is
 # noised?).
 #
+# ## Two quick questions
+#
+# **1.** Two decoded pictures are to differ by an edit alone. What must be the same?
+#
+# <details><summary>The embedding</summary>
+#
+# No. That is what the edit changes.
+#
+# </details>
+#
+# <details><summary>The noise</summary>
+#
+# Yes. It decides how a scene is arranged; another draw changes the whole picture.
+#
+# </details>
+#
+# <details><summary>The guidance only</summary>
+#
+# It should be the same, but it is not enough.
+#
+# </details>
+#
+# **2.** The decoder draws a clear bird for a vector. Does the vector mean a bird?
+#
+# <details><summary>Yes, one sees it</summary>
+#
+# No. A decoder draws something for any vector.
+#
+# </details>
+#
+# <details><summary>Only if the picture, embedded again, comes back near it</summary>
+#
+# Yes. That is the echo.
+#
+# </details>
+#
+# <details><summary>Only if the vector has length 1</summary>
+#
+# No. Nonsense can have length 1.
+#
+# </details>
+#
 # ## Exercises
 #
 # **Exercise 1: a rotation.** Show that $x_t$ and $v$ are $x$ and $\varepsilon$ turned by an angle. What is the angle at

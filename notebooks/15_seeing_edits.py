@@ -610,6 +610,49 @@ assert gain["hsfm, eta 0.001"] > gain["hsfm, eta 0.01"] / 2
 # - `keep` in `ClipSpace.fit`: with 1.0 the edits may use every direction. What does the decoder draw?
 # - `rho`: at 0.5 there is no usual background. Which cosine remains?
 #
+# ## Two quick questions
+#
+# **1.** The background flips in a third of the decoded edits. What does one need to know before calling that the
+# effect of HSFM?
+#
+# <details><summary>How often random moves of equal length flip it</summary>
+#
+# Yes. A move far enough flips anything.
+#
+# </details>
+#
+# <details><summary>The accuracy of the head</summary>
+#
+# No. That says how well the head does, not what the picture shows.
+#
+# </details>
+#
+# <details><summary>Nothing more</summary>
+#
+# No. Without a control it may be the length alone.
+#
+# </details>
+#
+# **2.** Edits too short to see repair the head nearly as well. What does a striking picture of an edit show?
+#
+# <details><summary>How the repair works</summary>
+#
+# No. The repair does not need it.
+#
+# </details>
+#
+# <details><summary>The step size that was chosen for it</summary>
+#
+# Yes. A figure of decoded edits is a figure at one $\eta$.
+#
+# </details>
+#
+# <details><summary>That the method fails</summary>
+#
+# No. The head is repaired in either case.
+#
+# </details>
+#
 # ## Exercises
 #
 # **Exercise 1: the minority.** The support sets hold a few minority examples, such as a waterbird on land. Does their

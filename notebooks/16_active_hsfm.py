@@ -819,6 +819,48 @@ assert total["(b), common head"] > total["(a)"]
 # Turn these knobs and watch: the acquisition in `plan` (`"core_set"`, `"badge"`), `start` and `query`, and of `settings`
 # `eta` and `epochs`.
 #
+# ## Two quick questions
+#
+# **1.** A batch is half minority, and training on it does not help. How can that be?
+#
+# <details><summary>Half is not enough</summary>
+#
+# No. A random fair set with half minority helps a lot.
+#
+# </details>
+#
+# <details><summary>Its majority half has unclear birds, so the batch cannot say which cue to trust</summary>
+#
+# Yes. Uncertain is not hard.
+#
+# </details>
+#
+# <details><summary>The labels are wrong</summary>
+#
+# No. They are right.
+#
+# </details>
+#
+# **2.** You may buy 400 labels and know no groups. What does this chapter advise?
+#
+# <details><summary>Train on all of them</summary>
+#
+# That is *append*; it is behind here.
+#
+# </details>
+#
+# <details><summary>Buy by uncertainty, then fine-tune on those with the highest loss</summary>
+#
+# Yes. It costs nothing more, and was worth as much as knowing their groups.
+#
+# </details>
+#
+# <details><summary>Use HSFM on all of them</summary>
+#
+# No. On Dominoes that was no better than appending them.
+#
+# </details>
+#
 # ## Exercises
 #
 # **Exercise 1: the sure ones.** Take the control one step further: draw as many examples of each group as were queried,

@@ -555,6 +555,48 @@ shutil.rmtree(folder)
 #
 # Turn these knobs: kill the sweep in its first run, or twice. Leave out `--address serial`. Raise the revision of `birdscapes` in place of that of `caml`.
 #
+# ## Two quick questions
+#
+# **1.** You correct three labels of your own data and start the sweep again. What is made again?
+#
+# <details><summary>Nothing, the settings are the same</summary>
+#
+# No. What counts is the content of your data.
+#
+# </details>
+#
+# <details><summary>All runs on these data</summary>
+#
+# Yes. A run is known by its settings, its data and the revision of its method.
+#
+# </details>
+#
+# <details><summary>All runs of the list</summary>
+#
+# No. Runs on other data keep their records.
+#
+# </details>
+#
+# **2.** A method is made faster, and its tiny runs give the same numbers bit for bit. Does its revision change?
+#
+# <details><summary>Yes, the code is new</summary>
+#
+# No. Then every change of a comment would cost hours of computing.
+#
+# </details>
+#
+# <details><summary>No</summary>
+#
+# Yes, that is right: behaviour is the identity, not text.
+#
+# </details>
+#
+# <details><summary>Only for large runs</summary>
+#
+# No. The tiny runs stand for all.
+#
+# </details>
+#
 # ## Exercises
 #
 # **Exercise 1: one more value.** Write a list with three learning rates, two methods and five seeds. How many runs are
