@@ -19,13 +19,13 @@ from live_pages import page_of, recomputation  # noqa: E402
 from book import assets, bundles  # noqa: E402
 
 BODY = "document.querySelector('.explorable-body')"
-DRAWN = f"() => {BODY}.dataset.drawn == 'true'"
+READY = f"() => {BODY}.dataset.loaded && [{BODY}.dataset.drawn, {BODY}.dataset.answered].includes('true')"
+TIMES = {"loaded": "loaded in", "decode": "ten guided steps in", "frame": "two answers in"}
 
 
 def main() -> None:
     bundles.tools()
     static = assets.assemble(ROOT / "_build" / "assets").site / "_static"
-    megabytes = sum(file.stat().st_size for file in (static / "engines").iterdir()) / 1e6
     print(f"{'explorable':20} {'kB alone':>9} {'ms':>6}")
     with tempfile.TemporaryDirectory() as work, open_chromium() as chromium:
         browser = Browser(chromium)
@@ -35,11 +35,12 @@ def main() -> None:
             page, about = browser.visit(file).page, ""
             if page.locator(".waiting").count():
                 page.locator(".ask button").click()
-                page.wait_for_function(DRAWN, timeout=120_000)
-                page.get_by_role("button", name="Other noise").click()
-                page.wait_for_function(DRAWN, timeout=120_000)
-                load, decode = (float(page.evaluate(f"{BODY}.dataset.{what}")) / 1000 for what in ("loaded", "decode"))
-                about = f"  {megabytes:.1f} MB, loaded in {load:.1f} s, drawn in 10 guided steps in {decode:.2f} s"
+                page.wait_for_function(READY, timeout=120_000)
+                parts = [static / "engines" / f"{part}.js" for part in ("ort.mjs", "ort.wasm", name)]
+                about = f"  {sum(part.stat().st_size for part in parts) / 1e6:.1f} MB"
+                for what, words in TIMES.items():
+                    if (ms := page.evaluate(f"{BODY}.dataset.{what}")) is not None:
+                        about += f", {words} {float(ms) / 1000:.2f} s"
             ms = recomputation(page)
             print(f"{name:20} {len(bundles.bundle([name]).encode()) / 1000:9.0f} {ms:6.1f}{about}", flush=True)
     print(f"all of them: {bundles.BUNDLE.stat().st_size / 1000:.0f} kB")

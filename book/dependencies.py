@@ -13,7 +13,7 @@ from pathlib import Path
 
 PACKAGE = "caml_core"
 RECORDS = Path(PACKAGE, "runs/records.py")  # its `stored` reads the folder `results`, for those who call it
-PAGES_ONLY = ("explorables.js", ".page.safetensors")  # pages run it, chapters do not
+PAGES_ONLY = ("explorables.js", ".page.safetensors", ".page.json")  # pages run it, chapters do not
 _FOLDER = re.compile(r"(^|/)results(/|$)")
 
 

@@ -25,7 +25,10 @@ _PAGE = """<!DOCTYPE html><html data-theme="light"><meta charset="utf-8">
 .controls, details, .explorable-body > p {{ display: none !important; }}</style>
 <main><figure style="margin: 0" data-explorable="{name}" data-state='{state}'></figure></main>
 <script src="{bundle}"></script></html>"""
-_DRAWN = "const it = document.querySelector('.explorable-body').dataset; it.drawn === undefined || it.drawn === 'true'"
+_DRAWN = """() => {
+    const { drawn, answered } = document.querySelector(".explorable-body").dataset;
+    return (drawn ?? "true") === "true" && (answered ?? "true") === "true";
+}"""
 
 
 def main() -> None:
@@ -44,7 +47,7 @@ def main() -> None:
             if page.locator(".waiting").count():
                 page.evaluate("document.querySelector('.ask button').click()")
                 page.wait_for_selector(".explorable-body:not(.waiting)", timeout=60_000)
-            page.wait_for_function(f"() => {{ {_DRAWN.replace('; it', '; return it')}; }}", timeout=60_000)
+            page.wait_for_function(_DRAWN, timeout=60_000)
             still = Image.open(io.BytesIO(page.locator(".explorable-body").screenshot()))
             still.convert("RGB").save(STILLS / f"{name}.webp", quality=60, method=6)
             print(f"{name}: {(STILLS / f'{name}.webp').stat().st_size / 1000:.0f} kB")

@@ -37,6 +37,7 @@ NAMES = bundles.names()
 NETWORKS = {file.name.split(".")[0] for file in WEIGHTS.glob("*.page.safetensors")}  # loaded when the reader asks
 WAY = dict.fromkeys(NETWORKS, "ArrowRight")  # from the start of the first slider
 LOADED = "() => document.querySelector('.explorable-body').dataset.loaded"
+ANSWERED = "() => document.querySelector('.explorable-body').dataset.answered != 'false'"
 DRAWN = "() => document.querySelector('.explorable-body').dataset.drawn == 'true'"
 each = pytest.mark.parametrize("name", NAMES)
 Open = Callable[..., "Hand"]
@@ -68,10 +69,12 @@ class Hand:
 
     @property
     def numbers(self) -> dict[str, float]:
+        self.page.wait_for_function(ANSWERED)
         return dict(self.page.evaluate(NUMBERS))
 
     @property
     def shown(self) -> str:
+        self.page.wait_for_function(ANSWERED)
         return str(self.page.evaluate(SHOWN))
 
     def press(self, button: str, times: int = 1) -> Hand:
@@ -132,7 +135,9 @@ def test_it_stands_in_both_schemes_and_on_a_telephone(hand: Open, axe: str, name
         there.page.evaluate(f"document.documentElement.dataset.theme = '{scheme}'")
         assert there.page.evaluate("document.documentElement.scrollWidth") <= width
         assert not violations(visit, [])
-        small = there.page.locator(".explorable-body :is([tabindex] .hit, .shelf button)").first.bounding_box()
+        small = there.page.locator(
+            ".explorable-body :is([tabindex] .hit, .shelf button, canvas.stage)"
+        ).first.bounding_box()
         assert small["width"] >= 24, "a finger needs room"
     assert not visit.faults
 
@@ -481,12 +486,14 @@ def words(there: Hand, name: str) -> str:
     return str(there.page.locator(f"[data-tile={name}] span").text_content())
 
 
-def test_nothing_loads_before_it_is_asked_for(hand: Open, library: assets.Assets) -> None:
-    there = hand("see_the_edit", load=False)
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_nothing_loads_before_it_is_asked_for(hand: Open, library: assets.Assets, name: str) -> None:
+    there = hand(name, load=False)
     assert not [file for file in there.visit.files if "engines" in file.parts]
     assert there.page.locator("img.still").is_visible()
-    assert not there.page.locator(".tiles").count()
-    size = sum(file.stat().st_size for file in (library.site / "_static" / "engines").iterdir())
+    assert not there.page.locator("canvas").count()
+    files = [library.site / "_static" / "engines" / f"{part}.js" for part in ("ort.mjs", "ort.wasm", name)]
+    size = sum(file.stat().st_size for file in files)
     assert there.page.locator(".ask button").text_content() == f"Load the models ({size / 1e6:.0f} MB)"
     assert size < 16e6
     there.page.locator(".ask button").click()
@@ -568,3 +575,33 @@ NOISE = """async source => {
     const { normal } = await import(URL.createObjectURL(new Blob([source], {type: "text/javascript"})));
     return Array.from({length: 27 * 16 * 16}, normal(1));
 }"""
+
+
+def test_move_the_bird(hand: Open) -> None:
+    """On water the biased network says waterbird of every bird, on land of none; the fair one is moved less."""
+    there = hand("move_the_bird")
+    moved = {"biased": 0.0, "fair": 0.0}
+    for bird in range(4):
+        there.page.locator("select[name=bird]").select_option(str(bird))
+        on_land, on_water = (there.slide("slide", end).numbers for end in ("Home", "End"))
+        assert on_land["biased"] < 50 < on_water["biased"]
+        for name in moved:
+            moved[name] += (on_water[name] - on_land[name]) / 4
+    assert moved["biased"] > 70
+    assert moved["biased"] > 2 * moved["fair"]
+    there.press("Reset")
+    stage = there.page.locator("canvas.stage")
+    stage.scroll_into_view_if_needed()
+    box = stage.bounding_box()
+    for x, y in ((0.5, 0.6), (0.1, 0.1)):  # the bird, then what is beside it
+        at = box["x"] + x * box["width"], box["y"] + y * box["height"]
+        there.page.mouse.move(*at)
+        there.page.mouse.down()
+        there.page.mouse.move(at[0] + box["width"] / 8, at[1], steps=3)
+        there.page.mouse.up()
+    assert stage.get_attribute("aria-label") == "waterbird 1, on water (42), moved right by 6 and down by 0 pixels"
+    there.page.emulate_media(reduced_motion="reduce")
+    there.press("Slide")
+    assert there.page.locator("input[name=slide]").input_value() == "36"
+    there.page.emulate_media(reduced_motion="no-preference")
+    assert not there.visit.faults

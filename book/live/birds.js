@@ -16,6 +16,7 @@ export const VALUES = {
   size: ["small", "big"],
 };
 export const ATTRIBUTES = /** @type {Attribute[]} */ (Object.keys(VALUES));
+export const SPOKEN = /** @type {const} */ (["size", "colour", "bird", "facing", "background"]); // as captions go
 export const SIDE = 48; // pixels of a scene
 export const GUIDANCE = 3;
 const [CHANNELS, FOLDED, FOLD] = [27, 16, 3];

@@ -288,6 +288,34 @@ export class Room {
     };
   }
 
+  /**
+   * Nothing more is loaded until the reader asks: a button that says how much, and until then the still.
+   * @param {{el: HTMLElement}} place @param {number} megabytes @param {() => Promise<void>} load
+   */
+  beforehand({ el }, megabytes, load) {
+    const how = element("p", { role: "status" });
+    const button = element("button", { type: "button" }, `Load the models (${megabytes} MB)`);
+    const waiting = element("div", { class: "ask controls" }, button, how);
+    this.el.classList.add("waiting");
+    this.plots.before(waiting);
+    button.addEventListener("click", async () => {
+      button.setAttribute("disabled", "");
+      how.textContent = "Loading …";
+      const begin = performance.now();
+      try {
+        await load();
+        el.querySelector(".still")?.remove();
+        waiting.remove();
+        this.el.classList.remove("waiting");
+        this.show();
+        this.el.dataset.loaded = String(performance.now() - begin);
+      } catch (error) {
+        how.textContent = `The models could not be loaded: ${error instanceof Error ? error.message : error}`;
+        button.removeAttribute("disabled");
+      }
+    });
+  }
+
   /** What controls come now stand together, under a title. @param {string} title */
   group(title) {
     const group = element("fieldset", { class: "controls" }, element("legend", {}, title));

@@ -5,22 +5,21 @@
  * scenes, coordinates and head. The support set is the reader's.
  */
 
-import { ATTRIBUTES, caption, Models, noise, SIDE, VALUES } from "./birds.js";
+import { ATTRIBUTES, caption, Models, SPOKEN, VALUES } from "./birds.js";
+import { decoder } from "./drawing.js";
 import { Engine } from "./engine.js";
 import * as math from "./math.js";
-import { element, percent, prefersStillness, Room, shown } from "./parts.js";
+import { element, percent, Room, shown } from "./parts.js";
 import { sheet, shelf, tile } from "./tiles.js";
 
 /** @typedef {import("./birds.js").Reading} Reading */
-/** @typedef {import("./birds.js").Pixels} Pixels */
 
 const FILE = "see_the_edit";
-export const MEGABYTES = 13; // to load: a test adds up the files
+const MEGABYTES = 13; // to load: a test adds up the files
 const SHELF = 24; // scenes to choose from: twelve landbirds, then twelve waterbirds
 const HSFM = { alpha: 1, edits: 15, hard: 64, clip: 10 }; // of chapter 15
 const SLIDERS = { background: "land → water", bird: "landbird → waterbird", facing: "left → right", size: "small → big" };
 const WORDS = /** @type {(keyof typeof SLIDERS)[]} */ (Object.keys(SLIDERS));
-const SPOKEN = /** @type {const} */ (["size", "colour", "bird", "facing", "background"]); // in the order of a caption
 const ROUNDS = Array.from({ length: 13 }, (_, i) => i);
 const AMOUNTS = Array.from({ length: 21 }, (_, i) => (i - 10) / 10);
 const START = {
@@ -84,7 +83,6 @@ function rounds({ space, head, val }) {
 export default {
   /** @param {{model: import("./parts.js").Model, el: HTMLElement}} context */
   render(context) {
-    const still = context.el.querySelector(".still");
     const room = new Room(context, {
       name: "see_the_edit",
       start: START,
@@ -101,31 +99,12 @@ export default {
         "group falls before it rises. So a picture of an edit shows what one stopped at, not what the edit is worth. " +
         "Words move one thing at a time, and the picture flips suddenly.",
     });
-    const waiting = element("div", { class: "ask controls" });
-    const how = element("p", { role: "status" }, `Two small networks will run on this page (${MEGABYTES} MB).`);
-    const ask = element("button", { type: "button" }, `Load the models (${MEGABYTES} MB)`);
-    waiting.append(ask, how);
-    room.el.classList.add("waiting");
-    room.plots.before(waiting);
-    ask.addEventListener("click", async () => {
-      ask.setAttribute("disabled", "");
-      how.textContent = "Loading …";
-      const begin = performance.now();
-      try {
-        const engine = new Engine();
-        await engine.open(FILE, context.model);
-        const models = new Models(engine);
-        await models.learnWords();
-        const data = await stored(engine);
-        show(room, models, data);
-        still?.remove();
-        waiting.remove();
-        room.el.classList.remove("waiting");
-        room.el.dataset.loaded = String(performance.now() - begin);
-      } catch (error) {
-        how.textContent = `The models could not be loaded: ${error instanceof Error ? error.message : error}`;
-        ask.removeAttribute("disabled");
-      }
+    room.beforehand(context, MEGABYTES, async () => {
+      const engine = new Engine();
+      await engine.open(FILE, context.model);
+      const models = new Models(engine);
+      await models.learnWords();
+      show(room, models, await stored(engine));
     });
   },
 };
@@ -251,60 +230,4 @@ function show(room, models, data) {
       `real scene is ${caption(attributes[nearest])}. In the support set the background flips in ` +
       `${percent(flipped("background", 1))}, by random moves in ${percent(flipped("background", 2))}.`;
   });
-}
-
-/**
- * Draws three embeddings from one noise, one after the other, and begins anew when they change.
- * @param {Room} room @param {Models} models
- * @param {Record<"before" | "after" | "random", ReturnType<typeof tile>>} picture
- */
-function decoder(room, models, picture) {
-  const names = /** @type {const} */ (["before", "after", "random"]);
-  /** @type {Map<string, {pixels: Pixels, read: Reading}>} */
-  const known = new Map();
-  let wish = 0;
-  let timer = 0;
-  /** @param {Reading} read @param {Reading} [other] */
-  const words = (read, other) =>
-    SPOKEN.map((name) => {
-      const word = `${name === "facing" ? "facing " : name === "background" ? "on " : ""}${VALUES[name][read[name]]}`;
-      return other && other[name] !== read[name] ? `*${word}*` : word;
-    }).join(" ");
-  /** @param {Record<(typeof names)[number], number[]>} wanted */
-  return (wanted) => {
-    const { noise: seed, draws } = room.state;
-    const keys = names.map((name) => {
-      return JSON.stringify([wanted[name].map((value) => Math.round(1e5 * value)), seed, draws]);
-    });
-    const mine = ++wish;
-    clearTimeout(timer);
-    const finish = () => {
-      const first = known.get(keys[0]);
-      names.forEach((name, i) => {
-        const found = known.get(keys[i]);
-        if (!found) return picture[name].tell("being drawn …");
-        picture[name].draw(found.pixels);
-        picture[name].tell(words(found.read, i ? first?.read : undefined));
-      });
-      room.el.dataset.drawn = String(keys.every((key) => known.has(key)));
-    };
-    finish();
-    timer = setTimeout(async () => {
-      for (const [i, name] of names.entries()) {
-        if (known.has(keys[i])) continue;
-        const begin = performance.now();
-        let pixels = new Uint8ClampedArray(4 * SIDE * SIDE);
-        for await (const guess of models.decode(wanted[name], { noise: noise(seed), steps: Number(draws) })) {
-          if (mine !== wish) return;
-          pixels = guess;
-          if (!prefersStillness()) picture[name].draw(pixels);
-        }
-        room.el.dataset.decode = String(performance.now() - begin);
-        const read = models.read(await models.embed(pixels));
-        known.set(keys[i], { pixels, read });
-        if (mine !== wish) return;
-        finish();
-      }
-    }, 100);
-  };
 }

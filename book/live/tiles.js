@@ -5,13 +5,16 @@ import { element } from "./parts.js";
 /** @typedef {import("./birds.js").Pixels} Pixels */
 
 const SIDE = 48;
-const STYLE = `
+export const STYLE = `
+.explorable-body canvas.stage {
+  display: block; width: 100%; max-width: 22rem; image-rendering: pixelated; cursor: grab; touch-action: none;
+}
 .explorable-body .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(7.2rem, 1fr)); gap: 0.6rem; }
 .explorable-body .tile { margin: 0; font-size: 0.85em; line-height: 1.35; }
-.explorable-body .tile figcaption { text-align: left; margin: 0.2rem 0 0; }
-.explorable-body .tile figcaption :is(b, span, mark) { color: var(--ink); font-size: inherit; }
-.explorable-body .tile b { display: block; }
-.explorable-body .tile mark { background: none; padding: 0; font-weight: 700; text-decoration: underline 2px; }
+.explorable-body .tile figcaption { text-align: left; margin: 0.2rem 0 0; font-weight: 400; }
+.explorable-body .tile figcaption :is(b, span, mark) { color: var(--ink); font: inherit; }
+.explorable-body .tile figcaption b { display: block; font-weight: 700; }
+.explorable-body .tile figcaption mark { background: none; padding: 0; font-weight: 700; text-decoration: underline 2px; }
 .explorable-body :is(.tile, .shelf) canvas { display: block; width: 100%; image-rendering: pixelated; }
 .explorable-body .tile canvas { max-width: 10rem; border-radius: 0.2rem; background: var(--surface); }
 .explorable-body .shelf {
@@ -26,11 +29,12 @@ const STYLE = `
 .explorable-body .shelf label { padding: 0.2rem 0.5rem; min-height: 1.7rem; }
 `;
 
+export const canvasOf = () =>
+  /** @type {HTMLCanvasElement} */ (element("canvas", { width: String(SIDE), height: String(SIDE), role: "img" }));
+
 /** @param {HTMLElement} place @param {string} name @param {string} title */
 export function tile(place, name, title) {
-  const canvas = /** @type {HTMLCanvasElement} */ (
-    element("canvas", { width: String(SIDE), height: String(SIDE), role: "img" })
-  );
+  const canvas = canvasOf();
   const words = element("span");
   place.append(
     element("figure", { class: "tile", "data-tile": name }, canvas, element("figcaption", {}, element("b", {}, title), words)),
