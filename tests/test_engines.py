@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -83,3 +84,15 @@ def test_the_file_holds_what_chapter_15_begins_with(stored: dict[str, np.ndarray
         np.testing.assert_allclose(stored[name], value, atol=1e-4, err_msg="run: python book/engines.py")
     assert engines.FILE.stat().st_size < 15e6
     assert engines.FILE.is_relative_to(ROOT / "caml_core" / "weights")
+
+
+@pytest.mark.parametrize("name", ["biased", "fair"])
+def test_the_networks_that_are_asked_about_the_bird_are_those_of_their_card(name: str) -> None:
+    """As made by results/studies/move_the_bird.py; rounding to 8 bits moves no accuracy by more than a point."""
+    file = engines.FILE.with_name("move_the_bird.page.safetensors")
+    card = json.loads(file.with_suffix(".json").read_text("utf-8"))["metrics"][name]
+    answer = session(read(file.read_bytes())[f"{name}.onnx"].tobytes())
+    _, _, test = load("birdscapes", rho=0.5, n_train=2000, seed=0)
+    right = ((answer(x=test.x.float()) > 0.5) == test.y).double()
+    assert 100 * right[test.is_minority].mean() == pytest.approx(card["minority"], abs=1)
+    assert 100 * right[~test.is_minority].mean() == pytest.approx(card["majority"], abs=1)
