@@ -65,7 +65,7 @@
 .explorable-body .tile figcaption { text-align: left; margin: 0.2rem 0 0; font-weight: 400; }
 .explorable-body .tile figcaption :is(b, span, mark) { color: var(--ink); font: inherit; }
 .explorable-body .tile figcaption b { display: block; font-weight: 700; }
-.explorable-body .tile figcaption mark { background: none; padding: 0; font-weight: 700; text-decoration: underline 2px; }
+.explorable-body .tile figcaption mark { background: none; padding: 0; font-weight: 700; text-decoration: underline; }
 .explorable-body :is(.tile, .shelf) canvas { display: block; width: 100%; image-rendering: pixelated; }
 .explorable-body .tile canvas { max-width: 10rem; border-radius: 0.2rem; background: var(--surface); }
 .explorable-body .shelf {
