@@ -9,6 +9,7 @@ checksum stops it.
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from caml_core.errors import CamlError
-from caml_core.pictures.explore import BUNDLE
+from caml_core.pictures.explore import BUNDLE, STILLS, WEIGHTS
 
 LOCK = Path(__file__).with_name("assets.lock.json")
 
@@ -59,7 +60,14 @@ def assemble(folder: Path, lock: Path = LOCK) -> Assets:
     (vendor / "vendor.js").write_text(_VENDOR_JS, "utf-8")
     (vendor / "plotly.min.js").write_text(get_plotlyjs(), "utf-8")
     shutil.copy(BUNDLE, vendor.parent)
+    shutil.copytree(STILLS, vendor.parent / "stills")
     reason = fetch(lock, folder / "packages", site)
+    engines = vendor.parent / "engines"
+    engines.mkdir(exist_ok=True)
+    for file in WEIGHTS.glob("*.page.safetensors"):
+        shutil.copy(file, engines / file.name.removesuffix(".page.safetensors"))
+    for file in list(engines.iterdir()):
+        carry(file, folder / "packed")
     if reason:
         print(f"assets: {reason}; math and widgets of the pages will load from public copies (CDN)")
     return Assets(site.resolve(), offline=not reason)
@@ -77,6 +85,21 @@ def fetch(lock: Path, packages: Path, site: Path) -> str:
     for tarball, files in tarballs.items():
         extract(tarball, files, site)
     return ""
+
+
+def carry(file: Path, packed: Path) -> None:
+    """Replace a file by a script that carries it: a page opened from the disk can load nothing else.
+
+    What it takes seconds to pack is kept in the folder `packed`.
+    """
+    data = file.read_bytes()
+    known = packed / f"{file.name}-{hashlib.sha256(data).hexdigest()[:16]}.js"
+    if not known.exists():
+        packed.mkdir(parents=True, exist_ok=True)
+        text = base64.b64encode(gzip.compress(data, mtime=0)).decode()
+        known.write_text(f"(globalThis.bookEngines ??= {{}})[{json.dumps(file.name)}] = {json.dumps(text)};\n", "utf-8")
+    shutil.copy(known, file.with_name(f"{file.name}.js"))
+    file.unlink()
 
 
 def locked(lock: Path = LOCK) -> list[dict[str, Any]]:

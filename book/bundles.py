@@ -23,7 +23,7 @@ from caml_core.pictures.explore import BUNDLE  # noqa: E402
 SOURCES = ROOT / "book" / "live"
 WORK = ROOT / "_build" / "live"
 BIN = WORK / "node_modules" / ".bin"
-SHARED = {"math.js", "parts.js", "eslint.config.js"}
+SHARED = {"math.js", "parts.js", "tiles.js", "birds.js", "drawing.js", "engine.js", "eslint.config.js"}
 _ENTRY = """\
 {imports}
 import {{ mount }} from "./parts.js";

@@ -13,7 +13,7 @@ from pathlib import Path
 
 PACKAGE = "caml_core"
 RECORDS = Path(PACKAGE, "runs/records.py")  # its `stored` reads the folder `results`, for those who call it
-EXPLORABLES = "explorables.js"  # pages run it, chapters do not
+PAGES_ONLY = ("explorables.js", ".page.safetensors", ".page.json")  # pages run it, chapters do not
 _FOLDER = re.compile(r"(^|/)results(/|$)")
 
 
@@ -30,7 +30,7 @@ def dependencies(root: Path, source: Path) -> list[Path]:
             trees[file] = _parsed(file)
             waiting += _imports(root, file, trees[file])
     files = (file for file in (root / PACKAGE).rglob("*") if file.suffix not in {".py", ".pyc"})
-    data = (file for file in files if file.name != EXPLORABLES)
+    data = (file for file in files if not file.name.endswith(PAGES_ONLY))
     found = {*trees, *data}
     if any(_reads_results(tree) for file, tree in trees.items() if file != root / RECORDS):
         found.update(set((root / "results").rglob("*")) - set((root / "results" / "studies").rglob("*")))

@@ -210,6 +210,15 @@ alt = "Four waterbirds on water, called waterbirds, and the same four on land, c
 figure.update_layout(meta={"alt": alt})
 
 # %% [markdown]
+# Do it by hand: in the page itself, two trained networks answer while you drag the bird or slide the background under
+# it. One was trained as ours, the other as the one of the next section.
+
+# %%
+from caml_core.pictures.explore import explore
+
+explore("move_the_bird", "Move the bird: does the answer follow it?")
+
+# %% [markdown]
 # ## Could it have learned the bird?
 #
 # Perhaps the birds are just too hard. So train the same network in the same way on as many pictures in which the

@@ -397,6 +397,16 @@ assert torch.tensor(wets).diff().max() >= 0.5  # a jump
 # Compare an edited picture with the *decoded* one at 0, never with the scene: else you count the decoder's own losses
 # as part of the edit. And note the jump between two neighbouring amounts (exercise 3 asks whose jump it is).
 #
+# Other words, other scenes, or a caption in place of a scene: with the two networks in the page you choose. (The edits
+# of HSFM wait for chapter 15.)
+
+# %%
+from caml_core.pictures.explore import explore
+
+words = {"scene": 0, "background": 0.6}
+explore("see_the_edit", "Move an embedding by words, and see it", **words)
+
+# %% [markdown]
 # ## How far can it be trusted?
 #
 # Decode held-out scenes and read the pictures again. Do they agree with their sources?

@@ -344,6 +344,18 @@ assert hsfm_share["background"] > 2 * chance["background"]
 assert hsfm_share["background"] > hsfm_share["bird"]
 
 # %% [markdown]
+# ## Edits of your own
+#
+# All of this fits into a page: the two networks, the scenes and HSFM. Choose a support set, edit it round by round
+# ($K_H = 15$ edits a round), or move an embedding by words; the same noise draws it before the move, after it, and
+# after a random move as long. It begins with sixteen scenes and edits twice as large as ours.
+
+# %%
+from caml_core.pictures.explore import explore
+
+explore("see_the_edit", "See the edit: HSFM, and what it draws, as you turn it")
+
+# %% [markdown]
 # ## Five sets of scenes, and longer edits
 #
 # One training set is an anecdote. The table repeats the measurement on five, with five support sets each, for edits of

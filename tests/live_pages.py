@@ -20,8 +20,11 @@ _PAGE = """\
 <script src="{bundle}"></script></body></html>"""
 
 
-def page_of(name: str, **state: Any) -> str:
-    """The HTML of such a page; opened from the disk, it loads the theme's styles and the bundle from there."""
+def page_of(name: str, bundle: Path = BUNDLE, **state: Any) -> str:
+    """The HTML of such a page; opened from the disk, it loads the theme's styles and the bundle from there.
+
+    An explorable with networks finds them beside a bundle that `book.assets` laid out.
+    """
     theme = Path(str(importlib.util.find_spec("pydata_sphinx_theme").origin)).parent  # type: ignore[union-attr]
     book = Path(str(importlib.util.find_spec("sphinx_book_theme").origin)).parent  # type: ignore[union-attr]
     styles = [*theme.rglob("styles/pydata*.css"), *book.rglob("styles/*.css"), ROOT / "book/static/book.css"]
@@ -29,7 +32,7 @@ def page_of(name: str, **state: Any) -> str:
         patch.setenv("CAML_STATIC", "1")
         place = explore(name, "A caption", **state).data
     links = "".join(f'<link rel="stylesheet" href="{style.as_uri()}">' for style in styles)
-    return _PAGE.format(name=name, styles=links, place=place, bundle=BUNDLE.as_uri())
+    return _PAGE.format(name=name, styles=links, place=place, bundle=bundle.as_uri())
 
 
 def recomputation(page: Any) -> float:

@@ -27,6 +27,7 @@ def tree(tmp_path: Path) -> Path:
         "caml_core/sub/d.py": "",
         "caml_core/weights.json": "{}",
         "caml_core/pictures/explorables.js": "",  # pages run it, chapters do not
+        "caml_core/weights/any.page.safetensors": "",
         "results/x.json": "[]",
         "results/studies/x.py": "",
     }

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from browsing import Browser
 from sample_book import ROOT
 from torch import Tensor
@@ -21,6 +22,7 @@ from caml_core.implicit import hypergradient
 from caml_core.linear import Adam, cross_entropies
 from caml_core.meta import meta_gradient
 from caml_core.metrics import group_metrics, wilson
+from caml_core.pictures.space import ClipSpace, along, turn
 
 pytest_plugins = ["book_fixtures"]
 
@@ -174,7 +176,8 @@ def test_adam_clipping_and_hard_set(js: Math, seed: int) -> None:
 
 
 @SEEDS
-def test_epochs_of_hsfm(js: Math, seed: int) -> None:
+@pytest.mark.parametrize("on_a_sphere", [False, True])
+def test_epochs_of_hsfm(js: Math, seed: int, on_a_sphere: bool) -> None:
     draw = random(seed)
     y = torch.arange(40) % 2
     a = (y + (torch.arange(40) % 7 == 0)) % 2
@@ -189,7 +192,8 @@ def test_epochs_of_hsfm(js: Math, seed: int) -> None:
     def keep(_epoch: int, *parts: Tensor) -> None:
         seen.append([part[0].clone() for part in parts])
 
-    hsfm(train, val, *head, settings, seeds=[seed], on_epoch=keep)
+    project = (lambda h: h / h.norm(dim=-1, keepdim=True)) if on_a_sphere else None
+    hsfm(train, val, *head, settings, seeds=[seed], on_epoch=keep, project=project)
     rows = draw_support(train, 4, [seed])[0]
     start = {
         "support": train.x[rows], "supportY": train.y[rows], "x": val.x, "y": val.y,
@@ -197,8 +201,10 @@ def test_epochs_of_hsfm(js: Math, seed: int) -> None:
     }  # fmt: skip
     wanted = {name: getattr(settings, name) for name in ("steps", "alpha", "eta", "edits", "hard", "clip")}
     epochs = js(
-        "(() => { const run = math.hsfm(a, b); return c.map(() => run.next().value); })()", start, wanted, [1] * 4
-    )
+        "(() => { const run = math.hsfm(a, {...b, project: d ? math.unit : undefined});"
+        " return c.map(() => run.next().value); })()",
+        start, wanted, [1] * 4, on_a_sphere,
+    )  # fmt: skip
     for ours, (support, weight, bias, hard) in zip(epochs, seen[1:], strict=True):
         same(ours["support"], support)
         same(ours["head"]["weight"], weight)
@@ -232,6 +238,25 @@ def test_meta_gradient(js: Math, seed: int, how: dict[str, Any]) -> None:
     theta, wishes = draw(2), [(draw(2), draw(2)) for _ in range(3)]
     (want,) = meta_gradient(squared, [theta], wishes, **how)  # type: ignore[arg-type]
     same(js("math.metaGradient(math.pull, a, b, c)", theta, wishes, how), want)
+
+
+@SEEDS
+def test_the_sphere_of_clip(js: Math, seed: int) -> None:
+    draw = random(seed)
+    e = F.normalize(draw(40, 6) * torch.tensor([3.0, 2, 1, 1, 0.01, 0.001]), dim=1)
+    space = ClipSpace.fit(e, keep=0.99)
+    made = "new math.Space(a, b)"
+    basis = space.mean, space.directions
+    u = draw(space.directions.shape[1])
+    same(js(f"{made}.to(c)", *basis, e[0]), space.to(e[0]))
+    same(js(f"{made}.back(c)", *basis, u), space.back(u))
+    same(js(f"{made}.project(c)", *basis, u), space.project(u))
+    towards = draw(6)
+    same(js("math.turn(a, b, 0.7)", e[0], towards), turn(e[0], towards, torch.tensor(0.7)))
+    there = js(f"math.randomMove({made}, c, 0.6, math.normal(1))", *basis, e[0])
+    assert (torch.tensor(there) - e[0]).norm() == pytest.approx(0.6)
+    assert torch.tensor(there).norm() == pytest.approx(1)
+    same([js("math.cosine(a, b)", e[0], e[1])], along(e[0], e[1])[None])
 
 
 @SEEDS

@@ -2,35 +2,58 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
+import torch
 from browsing import Browser, Visit
 from live_pages import page_of, recomputation
+from torch import Tensor
 from tour import violations
 
-from book import bundles
+from book import assets, bundles
+from caml_core.data import load
 from caml_core.errors import CamlError
-from caml_core.pictures.explore import BUNDLE, explore
+from caml_core.hsfm import hsfm
+from caml_core.hsfm_settings import PUBLISHED
+from caml_core.last_layer import erm_head
+from caml_core.pictures.clip import embed_images, load_clip
+from caml_core.pictures.explore import BUNDLE, STILLS, WEIGHTS, explore
+from caml_core.pictures.space import ClipSpace
+from caml_core.pictures.tiny_unclip import LATENT
+from caml_core.pictures.unclip import load_unclip
 
 pytest_plugins = ["book_fixtures"]
 
 NAMES = bundles.names()
+NETWORKS = {file.name.split(".")[0] for file in WEIGHTS.glob("*.page.safetensors")}  # loaded when the reader asks
+WAY = dict.fromkeys(NETWORKS, "ArrowRight")  # from the start of the first slider
+LOADED = "() => document.querySelector('.explorable-body').dataset.loaded"
+ANSWERED = "() => document.querySelector('.explorable-body').dataset.answered != 'false'"
+DRAWN = "() => document.querySelector('.explorable-body').dataset.drawn == 'true'"
 each = pytest.mark.parametrize("name", NAMES)
 Open = Callable[..., "Hand"]
 NUMBERS = """() => Object.fromEntries([...document.querySelectorAll('[data-name]')]
     .map(shown => [shown.dataset.name, +shown.dataset.value]))"""
 SHOWN = "() => document.querySelector('.plots').innerHTML + document.querySelector('dl').innerText"
-RENDER = """async ([module, state]) => {
+RENDER = """async ([module, state, weights]) => {
     const it = (await import(URL.createObjectURL(new Blob([module], {type: "text/javascript"})))).default;
     const el = document.body.appendChild(document.createElement("div")), told = {};
     window.model = {
         values: {state, caption: "A caption"}, get(key) { return this.values[key]; },
         save_changes() { this.saved = true; }, set(key, value) { this.values[key] = value; },
+        send() {
+            const bytes = Uint8Array.from(atob(weights), letter => letter.charCodeAt(0));
+            told["msg:custom"]({}, [new DataView(bytes.buffer)]);
+        },
         on(event, done) { told[event] = done; },
     };
     window.told = told;
@@ -46,10 +69,12 @@ class Hand:
 
     @property
     def numbers(self) -> dict[str, float]:
+        self.page.wait_for_function(ANSWERED)
         return dict(self.page.evaluate(NUMBERS))
 
     @property
     def shown(self) -> str:
+        self.page.wait_for_function(ANSWERED)
         return str(self.page.evaluate(SHOWN))
 
     def press(self, button: str, times: int = 1) -> Hand:
@@ -85,14 +110,18 @@ class Hand:
 
 
 @pytest.fixture
-def hand(browser: Browser, tmp_path: Path) -> Open:
-    """Opens an explorable; an address may follow."""
+def hand(browser: Browser, library: assets.Assets, tmp_path: Path) -> Open:
+    """Opens an explorable; an address may follow. Its networks are loaded, where it has some."""
 
-    def open_it(name: str, address: str = "", **state: Any) -> Hand:
+    def open_it(name: str, address: str = "", load: bool = True, **state: Any) -> Hand:
         file = tmp_path / f"{name}.html"
-        file.write_text(page_of(name, **state), "utf-8")
+        file.write_text(page_of(name, library.site / "_static" / BUNDLE.name, **state), "utf-8")
         browser.page.goto("about:blank")  # an address that differs after # alone would not be loaded
-        return Hand(browser.visit(file, address))
+        there = Hand(browser.visit(file, address))
+        if load and name in NETWORKS:
+            there.page.locator(".ask button").click()
+            there.page.wait_for_function(LOADED)
+        return there
 
     return open_it
 
@@ -106,7 +135,9 @@ def test_it_stands_in_both_schemes_and_on_a_telephone(hand: Open, axe: str, name
         there.page.evaluate(f"document.documentElement.dataset.theme = '{scheme}'")
         assert there.page.evaluate("document.documentElement.scrollWidth") <= width
         assert not violations(visit, [])
-        small = there.page.locator("[tabindex] .hit").first.bounding_box()
+        small = there.page.locator(
+            ".explorable-body :is([tabindex] .hit, .shelf button, canvas.stage)"
+        ).first.bounding_box()
         assert small["width"] >= 24, "a finger needs room"
     assert not visit.faults
 
@@ -139,7 +170,7 @@ def test_reset_and_link(hand: Open, name: str) -> None:
     there = hand(name)
     at_start = there.shown
     changed = there.page.locator(".explorable-body :is([data-move], input[type=range], input[type=checkbox])").first
-    changed.press("Space" if changed.get_attribute("type") == "checkbox" else "ArrowLeft")
+    changed.press("Space" if changed.get_attribute("type") == "checkbox" else WAY.get(name, "ArrowLeft"))
     moved, numbers = there.shown, there.numbers
     assert moved != at_start
     link = there.page.get_by_role("link", name="Link to this state").get_attribute("href")
@@ -157,8 +188,9 @@ def test_reset_and_link(hand: Open, name: str) -> None:
 
 @each
 def test_a_page_without_scripts_has_its_caption(name: str) -> None:
-    assert "<figcaption" in page_of(name)
     assert "A caption</figcaption>" in page_of(name)
+    assert 'alt="A still: A caption" src="data:image/webp;base64,' in page_of(name)
+    assert (STILLS / f"{name}.webp").stat().st_size < 50_000
 
 
 @each
@@ -168,24 +200,52 @@ def test_a_hand_waits_for_nothing(hand: Open, name: str) -> None:
 
 
 @each
-def test_the_same_module_is_a_widget(hand: Open, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python sets the state and reads what the reader's hand has made of it."""
+def test_the_same_module_is_a_widget(
+    hand: Open, name: str, monkeypatch: pytest.MonkeyPatch, library: assets.Assets, tmp_path: Path
+) -> None:
+    """Python sets the state and reads what the reader's hand has made of it; it gives weights when it is asked."""
     monkeypatch.delenv("CAML_STATIC", raising=False)
     widget = explore(name, "A caption")
     assert widget.state == {}
-    page = hand(name).page
+    page = hand(name, load=False).page
     page.evaluate("document.querySelector('main').remove()")
-    page.evaluate(RENDER, [widget._esm, {}])
-    assert page.get_by_text("A caption").count() == 1
+    sent: list[bytes] = []
+    monkeypatch.setattr(type(widget), "send", lambda _, content, buffers: sent.extend(buffers))
+    widget._handle_custom_msg({"ask": "weights"}, [])
+    page.evaluate(RENDER, [widget._esm, {}, base64.b64encode(b"".join(sent)).decode()])
+    if name in NETWORKS:
+        with public_copy(page, library, tmp_path):
+            page.locator(".ask button").click()
+            page.wait_for_function(LOADED)
+    assert bool(sent) == (name in NETWORKS)
+    assert page.get_by_text("A caption", exact=True).count() == 1
     assert page.get_by_role("link", name="Link to this state").count() == 0
     state = page.evaluate("model.get('state')")
     assert page.evaluate("model.saved")
     before = page.evaluate(SHOWN)
-    page.locator(".explorable-body :is([data-move], input[type=range])").first.press("ArrowLeft")
+    page.locator(".explorable-body :is([data-move], input[type=range])").first.press(WAY.get(name, "ArrowLeft"))
     changed = page.evaluate("model.get('state')")
     assert changed != state
     page.evaluate("state => { model.values.state = state; told['change:state'](); }", state)
     assert page.evaluate(SHOWN) == before
+
+
+@contextmanager
+def public_copy(page: Any, library: assets.Assets, folder: Path) -> Iterator[None]:
+    """The runtime's public copy, as the page would find it with a network."""
+    runtime = next(package for package in assets.locked() if package["name"] == "onnxruntime-web")
+    members = {Path(member).name: member for member in runtime["files"].values()}
+    packages = library.site.parent / "packages"
+    assets.extract(packages / f"onnxruntime-web-{runtime['version']}.tgz", members, folder)
+    public = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{runtime['version']}/dist/"
+
+    def answer(route: Any) -> None:
+        path = folder / route.request.url.removeprefix(public)
+        route.fulfill(path=path, headers={"Access-Control-Allow-Origin": "*"})
+
+    page.route(f"{public}**", answer)
+    yield
+    page.unroute(f"{public}**", answer)
 
 
 def test_a_wrong_name_is_told() -> None:
@@ -397,3 +457,151 @@ def test_weight_of_a_query(hand: Open) -> None:
     right = hand("weight_of_a_query", step=100, place=[2.5, 1.2]).numbers
     assert right["gradient"] < 0.5
     assert right["turned"] < 5 < late[4, 1]["turned"]
+
+
+# --- the tiny CLIP and the tiny unCLIP in the page -----------------------------------------------------------------
+
+
+@pytest.fixture
+def edit(hand: Open) -> Hand:
+    there = hand("see_the_edit")
+    there.page.wait_for_function(DRAWN)
+    return there
+
+
+PIXELS = """name => {
+    const pen = document.querySelector(`[data-tile=${name}] canvas`).getContext("2d");
+    return [...pen.getImageData(0, 0, 48, 48).data].filter((_, i) => i % 4 < 3);
+}"""
+
+
+def seen(there: Hand, name: str) -> Tensor:
+    """A picture of the page: uint8 (3, 48, 48)."""
+    there.page.wait_for_function(DRAWN)
+    return torch.tensor(there.page.evaluate(PIXELS, name), dtype=torch.uint8).view(48, 48, 3).permute(2, 0, 1)
+
+
+def words(there: Hand, name: str) -> str:
+    there.page.wait_for_function(DRAWN)
+    return str(there.page.locator(f"[data-tile={name}] span").text_content())
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_nothing_loads_before_it_is_asked_for(hand: Open, library: assets.Assets, name: str) -> None:
+    there = hand(name, load=False)
+    assert not [file for file in there.visit.files if "engines" in file.parts]
+    assert there.page.locator("img.still").is_visible()
+    assert not there.page.locator("canvas").count()
+    files = [library.site / "_static" / "engines" / f"{part}.js" for part in ("ort.mjs", "ort.wasm", name)]
+    size = sum(file.stat().st_size for file in files)
+    assert there.page.locator(".ask button").text_content() == f"Load the models ({size / 1e6:.0f} MB)"
+    assert size < 16e6
+    there.page.locator(".ask button").click()
+    there.page.wait_for_function(LOADED)
+    assert float(there.page.evaluate(LOADED)) < 20_000  # the bar is 6 s on an idle core: benchmarks/explorables.py
+    assert not there.page.locator("img.still").count()
+
+
+def test_see_the_edit(edit: Hand) -> None:
+    start = edit.numbers
+    assert start["length"] == start["edit-background"] == 0
+    assert torch.equal(seen(edit, "before"), seen(edit, "after"))
+    edit.slide("rounds", "ArrowRight").slide("rounds", "ArrowRight")
+    two = edit.numbers
+    assert two["edit-background"] > 80 > 20 > two["random-background"]
+    assert two["edit-bird"] == 0
+    assert two["along"] < -0.5
+    assert "on land" in words(edit, "before")
+    assert "landbird" in words(edit, "after")
+    assert "on water" in words(edit, "after")
+    assert "on land" in words(edit, "random")
+    assert "on water" in words(edit, "nearest")
+    assert two["worst"] < start["worst"] - 20
+    edit.slide("rounds", "ArrowRight").slide("rounds", "ArrowRight")
+    four = edit.numbers
+    assert four["worst"] > start["worst"] + 5
+    assert four["edit-background"] < two["edit-background"]
+    assert four["edit-bird"] > 20
+    said = "document.querySelector('[role=status]').textContent"
+    edit.page.wait_for_function(f"{said}.includes('4 rounds of HSFM')")
+
+    edit.press("Reset")
+    flipped = []
+    for _ in range(10):
+        edit.slide("background", "ArrowRight")
+        flipped.append("on water" in words(edit, "after"))
+        assert "grey landbird" in words(edit, "after")
+    assert flipped == sorted(flipped), "it flips once"
+    assert not flipped[0]
+    assert flipped[-1]
+    edit.press("Reset").slide("rounds", "End").tick("support-8")
+    link = unquote(str(edit.page.get_by_role("link", name="Link to this state").get_attribute("href")))
+    assert json.loads(link.partition("=")[2]) == {"rounds": 12, "support": [*range(9), *range(12, 20)]}
+    edit.press("Reset")
+    edit.page.locator("select[name=from]").select_option("caption")
+    assert "red waterbird" in words(edit, "before")
+    assert "on water" in words(edit, "before")
+    assert edit.page.get_by_role("img", name="Begins with: the words “a red waterbird on water”").count() == 1
+    assert not edit.visit.faults
+
+
+def test_the_page_edits_and_draws_as_the_package_does(edit: Hand) -> None:
+    """Chapter 15's own functions on the page's support set, and the decoder with the page's noise."""
+    clip, pipeline = load_clip(), load_unclip("tiny", "cpu")
+    train, val, _ = load("birdscapes", rho=0.95, seed=0)
+    e_train, e_val = (split.with_x(embed_images(clip, split.x)) for split in (train, val))
+    space = ClipSpace.fit(e_train.x)
+    u_train, u_val = (split.with_x(space.to(split.x)) for split in (e_train, e_val))
+    settings = dataclasses.replace(PUBLISHED["waterbirds"], alpha=1.0, eta=0.02, support=8, epochs=2)
+    moments = []
+    hsfm(
+        u_train, u_val, *erm_head(u_train, u_val, seed=0)[:2], settings, project=space.project,
+        on_epoch=lambda _, h, *others: moments.append(h[0].clone()),
+    )  # fmt: skip
+    start, end = (space.back(moments[moment])[0] for moment in (0, 2))
+    edit.slide("rounds", "ArrowRight").slide("rounds", "ArrowRight")
+    assert edit.numbers["length"] == pytest.approx(float((end - start).norm()), abs=0.02)
+    noise = edit.page.evaluate(NOISE, (bundles.SOURCES / "math.js").read_text("utf-8"))
+    latents = torch.tensor(noise).view(1, *LATENT)
+    for name, embedding in (("before", start), ("after", end)):
+        drawn = pipeline(image_embeds=embedding[None], latents=latents, num_inference_steps=10).images[0]
+        off = (seen(edit, name).float() - 255 * drawn).abs()
+        print(f"{name}: {off.mean():.2f} grey levels off, 99 of 100 pixels less than {off.quantile(0.99):.0f}")
+        assert off.mean() < 2
+        assert off.quantile(0.99) < 10
+
+
+NOISE = """async source => {
+    const { normal } = await import(URL.createObjectURL(new Blob([source], {type: "text/javascript"})));
+    return Array.from({length: 27 * 16 * 16}, normal(1));
+}"""
+
+
+def test_move_the_bird(hand: Open) -> None:
+    """On water the biased network says waterbird of every bird, on land of none; the fair one is moved less."""
+    there = hand("move_the_bird")
+    moved = {"biased": 0.0, "fair": 0.0}
+    for bird in range(4):
+        there.page.locator("select[name=bird]").select_option(str(bird))
+        on_land, on_water = (there.slide("slide", end).numbers for end in ("Home", "End"))
+        assert on_land["biased"] < 50 < on_water["biased"]
+        for name in moved:
+            moved[name] += (on_water[name] - on_land[name]) / 4
+    assert moved["biased"] > 70
+    assert moved["biased"] > 2 * moved["fair"]
+    there.press("Reset")
+    stage = there.page.locator("canvas.stage")
+    stage.scroll_into_view_if_needed()
+    box = stage.bounding_box()
+    for x, y in ((0.5, 0.6), (0.1, 0.1)):  # the bird, then what is beside it
+        at = box["x"] + x * box["width"], box["y"] + y * box["height"]
+        there.page.mouse.move(*at)
+        there.page.mouse.down()
+        there.page.mouse.move(at[0] + box["width"] / 8, at[1], steps=3)
+        there.page.mouse.up()
+    assert stage.get_attribute("aria-label") == "waterbird 1, on water (42), moved right by 6 and down by 0 pixels"
+    there.page.emulate_media(reduced_motion="reduce")
+    there.press("Slide")
+    assert there.page.locator("input[name=slide]").input_value() == "36"
+    there.page.emulate_media(reduced_motion="no-preference")
+    assert not there.visit.faults

@@ -238,10 +238,11 @@ export function hardRows(z, y, k) {
  * Epochs of HSFM as `caml_core.hsfm.hsfm` runs them: `edits` edits of the support set on one hard set, clipped and by
  * Adam(eta), then `steps` Adam(alpha) steps of the head on the edited set.
  * @param {{support: Matrix, supportY: Vector, x: Matrix, y: Vector, head: Head}} start x, y: the validation examples
- * @param {{steps: number, alpha: number, eta: number, edits: number, hard: number, clip: number}} settings
+ * @param {{steps: number, alpha: number, eta: number, edits: number, hard: number, clip: number,
+ *          project?: (h: Vector) => Vector}} settings project: where a feature goes after every edit
  * @returns {Generator<{support: Matrix, head: Head, rows: Vector, loss: number}, never, void>}
  */
-export function* hsfm({ support, supportY, x, y, head }, { steps, alpha, eta, edits, hard, clip }) {
+export function* hsfm({ support, supportY, x, y, head }, { steps, alpha, eta, edits, hard, clip, project }) {
   const h = copy(support);
   const weight = copy(head.weight);
   const bias = [head.bias.slice()];
@@ -256,6 +257,7 @@ export function* hsfm({ support, supportY, x, y, head }, { steps, alpha, eta, ed
       const answer = hypergradient(problem, { alpha, steps });
       if (edit === 0) loss = answer.loss;
       editor.step(h, clipped(answer.gradient, clip));
+      if (project) h.forEach((row, i) => (h[i] = project(row)));
     }
     for (let t = 0; t < steps; t++) {
       const { gradient } = lossAndGradient(h, supportY, { weight, bias: bias[0] });
@@ -458,4 +460,60 @@ export function groupAccuracies(guess, y, a, classes, trainCounts) {
     minority: pooled((g) => Math.floor(g / classes) !== g % classes),
     majority: pooled((g) => Math.floor(g / classes) === g % classes),
   };
+}
+
+/* --- on the sphere of CLIP ------------------------------------------------------------------------------------ */
+
+/** a scaled to length 1. @param {Vector} a */
+export const unit = (a) => {
+  const length = norm(a);
+  return a.map((value) => value / length);
+};
+
+/** The cosine of two vectors; 0 where one has no length. @param {Vector} a @param {Vector} b */
+export const cosine = (a, b) => dot(a, b) / (norm(a) * norm(b) || 1);
+
+/** Coordinates of the directions that embeddings fill, as in `caml_core.pictures.space.ClipSpace`. */
+export class Space {
+  /** @param {Vector} mean of embeddings (D,) @param {Matrix} directions (D, K), orthonormal */
+  constructor(mean, directions) {
+    this.mean = mean;
+    this.axes = directions[0].map((_, k) => directions.map((row) => row[k]));
+  }
+
+  /** Coordinates of an embedding. @param {Vector} e */
+  to(e) {
+    const moved = add(e, this.mean, -1);
+    return this.axes.map((axis) => dot(axis, moved));
+  }
+
+  /** A direction or a move with these coordinates. @param {Vector} u */
+  spread(u) {
+    return this.mean.map((_, d) => u.reduce((sum, value, k) => sum + value * this.axes[k][d], 0));
+  }
+
+  /** The unit embedding at or nearest below u. @param {Vector} u */
+  back(u) {
+    return unit(add(this.mean, this.spread(u)));
+  }
+
+  /** u moved to the sphere. @param {Vector} u */
+  project(u) {
+    return this.to(this.back(u));
+  }
+}
+
+/** From a unit vector along the great circle towards another, by an angle. @param {Vector} start
+ * @param {Vector} towards @param {number} angle in radians */
+export function turn(start, towards, angle) {
+  const tangent = unit(add(towards, start, -dot(towards, start)));
+  return start.map((value, i) => Math.cos(angle) * value + Math.sin(angle) * tangent[i]);
+}
+
+/**
+ * A control for an edit: as far from `before` in a straight line, in a random direction of the space.
+ * @param {Space} space @param {Vector} before @param {number} length below 2 @param {() => number} next normal numbers
+ */
+export function randomMove(space, before, length, next) {
+  return turn(before, space.spread(space.axes.map(next)), 2 * Math.asin(Math.min(1, length / 2)));
 }

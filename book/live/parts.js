@@ -69,6 +69,8 @@ const STYLE = `
 .explorable-body [tabindex]:focus-visible .hit { stroke: var(--accent); stroke-width: 2.5px; }
 .explorable-body .controls { display: flex; flex-wrap: wrap; gap: 0.4rem 1.1rem; align-items: end; margin: 0.6rem 0; }
 .explorable-body label { display: inline-flex; flex-direction: column; font-size: 0.9em; margin: 0; }
+.explorable-body fieldset.controls { border: 0; border-top: 1px solid var(--line); margin: 0; padding: 0.4rem 0; }
+.explorable-body fieldset.controls legend { float: none; width: 100%; font-size: 0.9em; font-weight: 600; margin: 0; }
 .explorable-body label.check { flex-direction: row; gap: 0.4rem; align-items: center; min-height: 2rem; }
 .explorable-body label output { font-variant-numeric: tabular-nums; font-weight: 600; }
 .explorable-body input[type="range"] { width: 9.5rem; height: 1.8rem; margin: 0; accent-color: var(--accent); }
@@ -90,6 +92,7 @@ const STYLE = `
 .explorable-body table { border-collapse: collapse; font-size: 0.9em; margin: 0.4rem 0; }
 .explorable-body :is(td, th) { padding: 0.15rem 0.8rem 0.15rem 0; text-align: left; }
 .explorable-body .said { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+.explorable-body.waiting > :is(.plots, .controls:not(.ask), dl) { display: none; }
 .explorable-body details > summary { cursor: pointer; font-size: 0.95em; color: var(--ink); }
 `;
 
@@ -283,6 +286,42 @@ export class Room {
         places[name].textContent = format(value);
       }
     };
+  }
+
+  /**
+   * Nothing more is loaded until the reader asks: a button that says how much, and until then the still.
+   * @param {{el: HTMLElement}} place @param {number} megabytes @param {() => Promise<void>} load
+   */
+  beforehand({ el }, megabytes, load) {
+    const how = element("p", { role: "status" });
+    const button = element("button", { type: "button" }, `Load the models (${megabytes} MB)`);
+    const waiting = element("div", { class: "ask controls" }, button, how);
+    this.el.classList.add("waiting");
+    this.plots.before(waiting);
+    button.addEventListener("click", async () => {
+      button.setAttribute("disabled", "");
+      how.textContent = "Loading …";
+      const begin = performance.now();
+      try {
+        await load();
+        el.querySelector(".still")?.remove();
+        waiting.remove();
+        this.el.classList.remove("waiting");
+        this.show();
+        this.el.dataset.loaded = String(performance.now() - begin);
+      } catch (error) {
+        how.textContent = `The models could not be loaded: ${error instanceof Error ? error.message : error}`;
+        button.removeAttribute("disabled");
+      }
+    });
+  }
+
+  /** What controls come now stand together, under a title. @param {string} title */
+  group(title) {
+    const group = element("fieldset", { class: "controls" }, element("legend", {}, title));
+    this.controls.after(group);
+    this.controls = group;
+    return group;
   }
 
   /** @param {PlotAbout} about */
@@ -595,6 +634,7 @@ export function mount(name, explorable) {
       el,
       model: { get: (key) => values[key], set: (key, value) => (values[key] = value), save_changes() {}, on() {} },
     });
+    if (!el.querySelector(".waiting")) el.querySelector(".still")?.remove();
     el.dataset.ready = "1";
   }
 }

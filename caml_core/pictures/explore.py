@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import os
@@ -11,10 +12,13 @@ from typing import Any
 
 from caml_core.errors import CamlError
 
-BUNDLE = Path(__file__).with_name("explorables.js")  # made by book/bundles.py
+BUNDLE = Path(__file__).with_name("explorables.js")  # made by book/bundles.py, as the stills
+STILLS = Path(__file__).with_name("stills")
+WEIGHTS = Path(__file__).parent.parent / "weights"  # NAME.page.safetensors, made by book/engines.py
 _PLACE = """\
 <figure class="explorable" data-explorable="{name}" data-state="{state}" style="margin: 0 0 1em">
-<figcaption style="font-weight: 600; text-align: left">{caption}</figcaption></figure>"""
+<figcaption style="font-weight: 600; text-align: left">{caption}</figcaption>
+<img class="still dark-light" alt="A still: {caption}" src="data:image/webp;base64,{still}"></figure>"""
 
 
 def explore(name: str, caption: str, **state: Any) -> Any:
@@ -30,10 +34,14 @@ def explore(name: str, caption: str, **state: Any) -> Any:
         from IPython.display import HTML
 
         escaped = {"state": html.escape(json.dumps(state)), "caption": html.escape(caption)}
-        return HTML(_PLACE.format(name=name, **escaped))
+        still = base64.b64encode((STILLS / f"{name}.webp").read_bytes()).decode()
+        return HTML(_PLACE.format(name=name, still=still, **escaped))
     import anywidget
     import traitlets
 
     module = f"{script}\nexport default globalThis.bookExplorables.{name};"
     traits = {"state": traitlets.Dict(state).tag(sync=True), "caption": traitlets.Unicode(caption).tag(sync=True)}
-    return type("Explorable", (anywidget.AnyWidget,), {"_esm": module, **traits})()
+    widget = type("Explorable", (anywidget.AnyWidget,), {"_esm": module, **traits})()
+    if (weights := WEIGHTS / f"{name}.page.safetensors").exists():  # sent when the reader asks
+        widget.on_msg(lambda *_: widget.send({}, [weights.read_bytes()]))
+    return widget
