@@ -120,7 +120,7 @@ def select_epoch(history: Sequence[dict[str, Any]], rule: Rule, chance: float) -
     """
     if rule == "last":
         return len(history) - 1, "last epoch"
-    if any(epoch["val"][rule]["value"] is None for epoch in history):
+    if any(epoch["val"].get(rule, {}).get("value") is None for epoch in history):
         remedy = "choose by another rule (average, worst_group)"
         raise CamlError(f"no epoch can be chosen by select={rule!r}", "validation examples that it counts", remedy)
     able = [i for i, epoch in enumerate(history) if epoch["val"]["average"]["low"] > chance]

@@ -113,6 +113,8 @@ def test_a_coin_is_not_chosen() -> None:
     assert best == 0
     assert "no epoch clearly beats chance" in words
     assert select_epoch([_epoch(80, 30, 30), _epoch(80, 30, 30)], "worst_group", 50)[0] == 0  # ties: the earlier
+    with pytest.raises(CamlError, match="select='test'"):
+        select_epoch(history, "test", 50)  # type: ignore[arg-type]
 
 
 def test_a_missing_accuracy_is_no_number() -> None:
