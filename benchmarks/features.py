@@ -12,14 +12,16 @@ import argparse
 import multiprocessing
 import resource
 import statistics
+from typing import Literal
 
 import torch
 
 from caml_core.device import keep_memory
-from caml_core.features import Engine, extract_features
+from caml_core.features import extract_features
 from caml_core.groups import GroupDataset
 from caml_core.networks import backbone
 
+Engine = Literal["torch", "onnx"]
 CPU = torch.device("cpu")
 WAYS: dict[str, tuple[Engine, int | None, bool]] = {
     "PyTorch, 256 at a time": ("torch", 256, False),

@@ -63,8 +63,9 @@ def stepper(case: Case, threads: str) -> Callable[[], None]:
     import torch
     import torch.nn.functional as F
 
-    from caml_core.device import pick_device, threads_for
+    from caml_core.device import pick_device
     from caml_core.networks import backbone
+    from caml_core.threads import threads_for
 
     pick_device("cpu")
     vectors = case.backbone == "mlp"

@@ -66,15 +66,12 @@ def bald(pool: Pool, k: int, generator: torch.Generator, draws: int = 20, dropou
     dropout have an answer too.
     """
     mean, mean_entropy = torch.zeros_like(pool.logits), torch.zeros(len(pool.logits))
-    thinned = torch.empty_like(pool.features)
     for _ in range(draws):
-        torch.rand(thinned.shape, generator=generator, out=thinned)
-        thinned.ge_(dropout).mul_(pool.features).div_(1 - dropout)
+        kept = torch.rand(pool.features.shape, generator=generator) >= dropout
         with torch.no_grad():
-            log_p = pool.head(thinned).log_softmax(1)
-        p = log_p.exp()
-        mean_entropy -= log_p.mul_(p).sum(1) / draws
-        mean += p.div_(draws)
+            log_p = pool.head(pool.features * kept / (1 - dropout)).log_softmax(1)
+        mean += log_p.exp() / draws
+        mean_entropy += _entropy(log_p) / draws
     return _highest(_entropy(mean.clamp_min(1e-30).log()) - mean_entropy, k)
 
 
@@ -122,9 +119,7 @@ def badge(pool: Pool, k: int, generator: torch.Generator) -> Tensor:
             at = at.clamp_max(weight[-1].nextafter(weight[0] - 1))  # below the sum: a row of weight 0 is never drawn
             rows.append(int(torch.searchsorted(weight, at, right=True)))
         else:  # every gradient is a copy of a chosen one: go on in order
-            left = torch.ones(len(length), dtype=torch.bool)
-            left[rows] = False
-            rows.append(int(left.nonzero()[0]))
+            rows.append(min(set(range(len(length))) - set(rows)))
     return torch.tensor(rows)
 
 
@@ -159,14 +154,7 @@ def _typical(z: Tensor, rows: Tensor, neighbours: int) -> list[int]:
 
 
 ACQUISITIONS: dict[str, Callable[[Pool, int, torch.Generator], Tensor]] = {
-    "random": random,
-    "least_confidence": least_confidence,
-    "margin": margin,
-    "entropy": entropy,
-    "bald": bald,
-    "core_set": core_set,
-    "badge": badge,
-    "typiclust": typiclust,
+    f.__name__: f for f in (random, least_confidence, margin, entropy, bald, core_set, badge, typiclust)
 }
 
 
@@ -177,17 +165,12 @@ def acquire(name: str, pool: Pool, k: int, generator: torch.Generator) -> Tensor
         CamlError: unknown name, k below 1 or above the pool, logits or features that are not finite.
     """
     if name not in ACQUISITIONS or not 1 <= k <= len(pool.logits):
-        raise CamlError(
-            what=f"acquisition {name!r}, a batch of {k} from a pool of {len(pool.logits)}",
-            expected="one of " + ", ".join(ACQUISITIONS) + "; at least 1 and at most the pool",
-            remedy="check the spelling; ask for fewer labels or fewer rounds (--query, --rounds)",
-        )
+        what = f"acquisition {name!r}, a batch of {k} from a pool of {len(pool.logits)}"
+        expected = "one of " + ", ".join(ACQUISITIONS) + "; at least 1 and at most the pool"
+        raise CamlError(what, expected, "check the spelling; ask for fewer labels or fewer rounds (--query, --rounds)")
     if not all(map(all_finite, (pool.logits, pool.features, pool.labelled))):
-        raise CamlError(
-            what="the network's scores of the pool contain NaN or infinity",
-            expected="finite logits and features",
-            remedy="training has diverged: lower the learning rate",
-        )
+        what = "the network's scores of the pool contain NaN or infinity"
+        raise CamlError(what, "finite logits and features", "training has diverged: lower the learning rate")
     return ACQUISITIONS[name](pool, k, generator)
 
 

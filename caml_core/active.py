@@ -14,12 +14,11 @@ from caml_core.acquisition import Pool, acquire
 from caml_core.device import stream_seed
 from caml_core.errors import CamlError
 from caml_core.features import predict, predict_with_features
-from caml_core.groups import GroupDataset
+from caml_core.groups import GroupDataset, check_classes
 from caml_core.loader import Augment
 from caml_core.metrics import check_selection, group_metrics
 from caml_core.networks import Backbone
 from caml_core.round import Plan, train_round
-from caml_core.training import Run
 
 
 def run_active(
@@ -60,23 +59,30 @@ def run_active(
             empty split or one that cannot choose by `plan.select`, a checkpoint of another run.
     """
     device = device or torch.device("cpu")
-    everything = plan.method == "erm_all"
-    rounds, n_start = (0, len(pool)) if everything else (plan.rounds, plan.start)
-    _check(pool, plan, rounds, n_start, queries, first_round)
-    check_selection(val, plan.select)
-    check_selection(test, "average", "test")
+    rounds, n_start = (0, len(pool)) if plan.method == "erm_all" else (plan.rounds, plan.start)
+    if n_start + rounds * plan.query > len(pool):
+        what = f"{n_start} + {rounds} x {plan.query} labels from a pool of {len(pool)}"
+        remedy = "lower --start, --query or --rounds, or load a larger pool"
+        raise CamlError(what, "no more labels than the pool has", remedy)
     generator = torch.Generator().manual_seed(stream_seed(seed, 0))
     sets = [torch.randperm(len(pool), generator=generator)[:n_start].sort().values]
-    _check_classes(pool, sets[0])
+    bought = [torch.as_tensor(rows).long() for rows in queries or ()]
+    if queries is not None or first_round:
+        flat = torch.cat([torch.arange(0), *bought]).tolist()
+        fits = len(bought) >= rounds and len(set(flat)) == len(flat) and set(flat) <= set(range(len(pool)))
+        if not fits or not all(map(len, bought)):
+            what = f"{[len(rows) for rows in bought]} queries that cannot be bought again in {rounds} rounds"
+            remedy = "take them from the records of a run with the same dataset, seed and number of rounds"
+            raise CamlError(what, "for each round a list of rows of the pool, none twice", remedy)
+    check_selection(val, plan.select)
+    check_selection(test, "average", "test")
+    check_classes(pool, pool.y[sets[0]], "draw more labels at the start (--start)")
     records: list[dict[str, Any]] = []
     network = make_network()
     for t in range(rounds + 1):
-        queried: list[int] = []
-        if t > 0 and queries is not None:
-            queried = [int(row) for row in queries[t - 1]]
-        elif t > 0:
-            queried = _query(network, pool, torch.cat(sets), plan, device, stream_seed(seed, t))
-        sets += [torch.tensor(queried)] if t > 0 else []
+        if t > 0:
+            stream = stream_seed(seed, t)
+            sets.append(bought[t - 1] if bought else _query(network, pool, torch.cat(sets), plan, device, stream))
         if t < first_round:
             continue
         network = make_network().to(device)
@@ -85,15 +91,29 @@ def run_active(
             checkpoint=work / f"round-{t}.safetensors" if work else None,  # finished rounds are replayed at once
             progress=progress,
         )  # fmt: skip
-        records.append(_record(t, network, sets, pool, test, run, device))
+        right = predict(network, pool, device, rows=torch.cat(sets)).argmax(1) == pool.y[torch.cat(sets)]
+        chosen = run.history[run.best_epoch - 1]["val"]
+        selection: dict[str, Any] = {"split": "validation", "rule": run.rule, "epoch": run.best_epoch}
+        record = {
+            "round": t,
+            "labels": len(right),
+            "queried": sets[t].tolist() if t else [],
+            "batch_minority": _percent(pool.is_minority[sets[t]]) if t else None,
+            "fit_start": _percent(right[:n_start]),
+            "fit_queried": _percent(right[n_start:]) if t else None,
+            "metrics": group_metrics(predict(network, test, device), test, pool.group_counts),
+            "selection": selection | {name: chosen[name]["value"] for name in ("average", "minority")},
+            "seconds": round(run.seconds, 2),
+        }
+        records.append(record)
         if on_round is not None:
-            on_round(t, network, records[-1])
+            on_round(t, network, record)
     return records
 
 
 def _query(
     network: Backbone, pool: GroupDataset, labelled: Tensor, plan: Plan, device: torch.device, seed: int
-) -> list[int]:
+) -> Tensor:
     """Rows of the pool to label next."""
     free = torch.ones(len(pool), dtype=torch.bool)
     free[labelled] = False
@@ -101,71 +121,8 @@ def _query(
     logits, z = predict_with_features(network, pool, device, rows=rows)
     _, z_labelled = predict_with_features(network, pool, device, rows=labelled)
     scores = Pool(logits, z, z_labelled, copy.deepcopy(network.head).cpu().float())
-    chosen = acquire(plan.acquisition, scores, plan.query, torch.Generator().manual_seed(seed))
-    return rows[chosen].tolist()
+    return rows[acquire(plan.acquisition, scores, plan.query, torch.Generator().manual_seed(seed))]
 
 
-def _record(
-    t: int, network: Backbone, sets: Sequence[Tensor], pool: GroupDataset, test: GroupDataset, run: Run,
-    device: torch.device,
-) -> dict[str, Any]:  # fmt: skip
-    """What is kept of round t."""
-
-    def fitted(rows: Tensor) -> float:
-        return _share(predict(network, pool, device, rows=rows).argmax(1) == pool.y[rows])
-
-    chosen = run.history[run.best_epoch - 1]["val"]
-    return {
-        "round": t,
-        "labels": sum(map(len, sets)),
-        "queried": sets[t].tolist() if t else [],
-        "batch_minority": _share(pool.is_minority[sets[t]]) if t else None,
-        "fit_start": fitted(sets[0]),
-        "fit_queried": fitted(torch.cat(list(sets[1:]))) if t else None,
-        "metrics": group_metrics(predict(network, test, device), test, pool.group_counts),
-        "selection": {
-            "split": "validation",
-            "rule": run.rule,
-            "epoch": run.best_epoch,
-            **{name: chosen[name]["value"] for name in ("average", "minority")},
-        },
-        "seconds": round(run.seconds, 2),
-    }
-
-
-def _share(flags: Tensor) -> float:
+def _percent(flags: Tensor) -> float:
     return 100 * float(flags.double().mean())
-
-
-def _check(
-    pool: GroupDataset, plan: Plan, rounds: int, n_start: int, queries: Sequence[Sequence[int]] | None, first_round: int
-) -> None:
-    if n_start + rounds * plan.query > len(pool):
-        raise CamlError(
-            what=f"{n_start} + {rounds} x {plan.query} labels from a pool of {len(pool)}",
-            expected="no more labels than the pool has",
-            remedy="lower --start, --query or --rounds, or load a larger pool",
-        )
-    if queries is None:
-        wrong = f"first_round={first_round} without queries" if first_round else ""
-    else:
-        flat = [int(row) for batch in queries for row in batch]
-        wrong = f"{len(queries)} batches for {rounds} rounds" if len(queries) < rounds else ""
-        wrong = "an empty round" if not all(len(batch) for batch in queries) else wrong
-        if len(set(flat)) < len(flat) or any(not 0 <= row < len(pool) for row in flat):
-            wrong = "rows that repeat or lie outside the pool"
-    if wrong:
-        raise CamlError(
-            what=f"queries that cannot be repeated: {wrong}",
-            expected="for each round a list of rows of the pool, none twice",
-            remedy="take them from the records of a run with the same dataset, seed and number of rounds",
-        )
-
-
-def _check_classes(pool: GroupDataset, start: Tensor) -> None:
-    if missing := sorted(set(range(len(pool.class_names))) - set(pool.y[start].tolist())):
-        raise CamlError(
-            what="no first label of class " + ", ".join(pool.class_names[k] for k in missing),
-            expected=f"every class among the first {len(start)} labels",
-            remedy="draw more labels at the start (--start)",
-        )

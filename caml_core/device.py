@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import ctypes
-import warnings
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
 
 from caml_core.errors import CamlError
 
-ONE_THREAD_UP_TO = 100e6  # multiply-adds of a batch forward: below, the other threads save a fifth at most
-
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`"auto"` is CUDA where there is one, else the CPU; anything else is a name that torch knows.
+    """`"auto"` is CUDA where there is one, else the CPU; anything else is a name that torch knows, or a `CamlError`.
 
-    Also makes the run repeatable (deterministic kernels, no autotuning) and, on a CPU, flushes denormal floats to
-    zero: with them one training run in ten is several times slower; and keeps memory (`keep_memory`).
-
-    Raises:
-        CamlError: the device does not exist here.
+    Also makes the run repeatable (no autotuning) and fast on a CPU: memory is kept, and denormal floats, with which one
+    training in ten is several times slower, become zero.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise CamlError(
-            what=f"device {name!r} cannot be used: {str(error).splitlines()[0]}",
-            expected="auto, cpu, or cuda on a machine with a GPU",
-            remedy="use --device auto",
-        ) from error
+        what = f"device {name!r} cannot be used: {str(error).splitlines()[0]}"
+        raise CamlError(what, "auto, cpu, or cuda on a machine with a GPU", "use --device auto") from error
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.set_flush_denormal(True)
@@ -46,12 +33,11 @@ def pick_device(name: str = "auto") -> torch.device:
 def keep_memory() -> None:
     """Where the C library is glibc, keep what a layer frees for the next one; else nothing.
 
-    By default glibc gives large blocks back to the kernel, which must hand them out again, zeroed, page by page: up to
-    two thirds of the time that features take.
+    By default large blocks go back to the kernel and return zeroed: up to two thirds of the time that features take.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: blocks up to 32 MiB (the most it takes) come from the heap
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: blocks up to 32 MiB (the most it takes) come from the heap,
         mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: which keeps up to 1 GiB
 
 
@@ -64,65 +50,19 @@ def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
 
 def device_name(device: torch.device) -> str:
     """Name for the record of a run: the GPU's, or `cpu (n threads)`."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({torch.get_num_threads()} threads)"
+    cpu = f"{device.type} ({torch.get_num_threads()} threads)"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
 
 
 @contextlib.contextmanager
-def threads_for(network: nn.Module, x: Tensor, batch_size: int) -> Iterator[None]:
-    """Train a small network on one thread of the CPU; a larger one keeps all.
-
-    The threads of a parallel sum wait for the slowest, and where another program takes a core that takes as long as the
-    kernel likes: a small network trains several times slower then (`benchmarks/threads.py`). How many threads add up
-    may change a sum's last digits, so the rule looks at the network and the batch, never at the load.
-
-    Args:
-        x: inputs (N, ...), of which one is tried.
-    """
-    before = torch.get_num_threads()
-    on_cpu = all(p.device.type == "cpu" for p in network.parameters())
-    small = on_cpu and before > 1 and batch_size * multiply_adds(network, x[:1]) <= ONE_THREAD_UP_TO
-    if small:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        if small:
-            torch.set_num_threads(before)
-
-
-@torch.no_grad()
-def multiply_adds(network: nn.Module, x: Tensor) -> int:
-    """Of a forward pass, counted in convolutions and linear layers; the network is left as it is."""
-    total = 0
-
-    def count(layer: nn.Module, _: object, out: Tensor) -> None:
-        nonlocal total
-        total += out.numel() * layer.weight[0].numel()  # type: ignore[index, operator]
-
-    trial = copy.deepcopy(network).eval()
-    for layer in trial.modules():
-        if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
-            layer.register_forward_hook(count)
-    trial(x)
-    return total
-
-
-@contextlib.contextmanager
-def seeded(seed: int, stream: int = 0):  # type: ignore[no-untyped-def]
+def seeded(seed: int, stream: int = 0) -> Iterator[None]:
     """Run the block under its own torch seed and give the caller's random state back afterwards.
 
-    Args:
-        seed: the run's seed.
-        stream: which part of the run (an epoch, a round): each gets its own random numbers, so a resumed run
-            draws what an uninterrupted one would, with no state to restore.
+    Each `stream` (an epoch, a round) has its own numbers: a resumed run draws as one that was never stopped.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fork_rng warns on machines with many GPUs
-        with torch.random.fork_rng():
-            torch.manual_seed(stream_seed(seed, stream))
-            yield
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(stream_seed(seed, stream))
+        yield
 
 
 def stream_seed(seed: int, stream: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from caml_core.errors import CamlError
+from caml_core.store import hash_tensors
+
+Column = Tensor | np.ndarray | Sequence[int]
 
 
 class Example(NamedTuple):
@@ -44,12 +46,12 @@ class GroupDataset(Dataset[Example]):
     def __init__(
         self,
         x: Tensor | np.ndarray,
-        y: Tensor | np.ndarray | Sequence[int],
-        a: Tensor | np.ndarray | Sequence[int],
+        y: Column,
+        a: Column,
         *,
         class_names: Sequence[str],
         attribute_names: Sequence[str],
-        index: Tensor | np.ndarray | Sequence[int] | None = None,
+        index: Column | None = None,
         majority: Tensor | np.ndarray | Sequence[Sequence[int]] | None = None,
         extra: Mapping[str, Tensor] | None = None,
         source: str = "",
@@ -103,26 +105,22 @@ class GroupDataset(Dataset[Example]):
         """The same examples seen differently: images replaced by, say, their features."""
         return self._copy(x, slice(None))
 
-    def subset(self, rows: Tensor | np.ndarray | Sequence[int]) -> GroupDataset:
+    def subset(self, rows: Column) -> GroupDataset:
         """The chosen rows, in that order (or where a mask is true); `index` keeps pointing at this split's rows."""
         rows = torch.as_tensor(rows)
         rows = rows.nonzero().flatten() if rows.dtype == torch.bool else _column("rows", rows, len(rows))
         return self._copy(self.x.index_select(0, rows), rows)
 
     def _copy(self, x: Tensor, rows: Tensor | slice) -> GroupDataset:
-        names = {"class_names": self.class_names, "attribute_names": self.attribute_names, "majority": self.majority}
-        extra = {name: column[rows] for name, column in self.extra.items()}
-        more: dict[str, Any] = {**names, "extra": extra, "source": self.source, "index": self.index[rows]}
-        return GroupDataset(x, self.y[rows], self.a[rows], **more)
+        return GroupDataset(
+            x, self.y[rows], self.a[rows], class_names=self.class_names, attribute_names=self.attribute_names,
+            index=self.index[rows], majority=self.majority, source=self.source,
+            extra={name: column[rows] for name, column in self.extra.items()},
+        )  # fmt: skip
 
     def content_hash(self) -> str:
         """SHA-256 over x, y and a: two datasets share it only if they hold the same examples in the same order."""
-        digest = hashlib.sha256()
-        for tensor in (self.x, self.y, self.a):
-            array = np.ascontiguousarray(tensor.numpy())
-            digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(array.data)
-        return digest.hexdigest()
+        return hash_tensors(("", column) for column in (self.x, self.y, self.a))
 
 
 def _column(name: str, values: Any, n: int, count: int | None = None) -> Tensor:
@@ -132,11 +130,16 @@ def _column(name: str, values: Any, n: int, count: int | None = None) -> Tensor:
     low, high = (int(column.min()), int(column.max())) if column.numel() else (0, 0)
     if column.shape != (n,) or (given != column).any() or (count is not None and not 0 <= low <= high < count):
         what = f"column {name!r} has shape {tuple(given.shape)} and values {low}..{high} beside {n} examples"
-        expected = f"shape ({n},), whole numbers without fractions" + (
-            "" if count is None else f" in 0..{count - 1}, one for each name"
-        )
+        expected = f"{n} whole numbers without fractions" + (f" in 0..{count - 1}, one for each name" if count else "")
         raise CamlError(what, expected, "give one value for each example, numbered from 0, and a name to each value")
     return column
+
+
+def check_classes(split: GroupDataset, y: Tensor, remedy: str) -> None:
+    """Refuse labels y of examples of `split` among which a class is missing: no class balance can draw it."""
+    if missing := sorted(set(range(len(split.class_names))) - set(y.tolist())):
+        what = f"no example of class {', '.join(split.class_names[k] for k in missing)} among {len(y)} labels"
+        raise CamlError(what, "at least one of each class", remedy)
 
 
 def group_table(**splits: GroupDataset) -> str:
@@ -164,14 +167,11 @@ def check_rho(rho: float) -> float:
 def assign_attributes(
     y: np.ndarray, n_attributes: int, share: float, rng: np.random.Generator, how: str = "exact"
 ) -> np.ndarray:
-    """Draw a spurious attribute for each label: int64 (N,).
+    """Draw a spurious attribute for each label: int64 (N,). Label k goes with attribute k, for a share of examples.
 
-    Args:
-        y: int64 (N,) labels; label k goes with attribute k.
-        share: share of examples whose attribute goes with the label.
-        how: `"exact"` gives every label exactly that share and spreads the rest evenly over the other attributes;
-            `"shuffle"` permutes the attributes of a share `1 - share` of all examples, so that some meet their own
-            label again (the ten-class Dominoes of the CAML paper).
+    `how="exact"` gives every label exactly that share and spreads the rest evenly over the other attributes;
+    `"shuffle"` permutes the attributes of a share `1 - share` of all examples, so that some meet their own label again
+    (the ten-class Dominoes of the CAML paper).
     """
     a = y.copy()
     if how == "shuffle":

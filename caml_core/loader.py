@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from caml_core.errors import CamlError
-from caml_core.groups import Example, GroupDataset
+from caml_core.groups import Example, GroupDataset, check_classes
 
 Balance = Literal["class", "group"] | None
 Augment = Callable[[Tensor, torch.Generator], Tensor]  # uint8 (B, 3, H, W) -> the same
@@ -32,7 +32,7 @@ def batches(
         batch_size: B; the last batch may be smaller, or larger by one: BatchNorm cannot train on a single example.
         generator: shuffles (and augments); without one the order is the split's own.
         balance: draw with replacement so that classes (or groups) are equally likely; needs a generator.
-        augment: applied to each batch of images.
+        augment: applied to each batch of images that a generator draws.
         rows: int64, visit these in this order, without a copy of the images that they stand for.
 
     Raises:
@@ -40,17 +40,12 @@ def batches(
     """
     order = sample_order(dataset, generator, balance) if rows is None else rows
     if len(order) == 0:
-        raise CamlError(what="no examples", expected="at least one", remedy="look at the split: is it empty?")
+        raise CamlError("no examples", "at least one", "look at the split: is it empty?")
     parts = list(order.split(batch_size))
     if generator is not None and len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     # A sampler of index tensors with batch_size=None makes each batch by one slice instead of B small copies.
-    loader = DataLoader(
-        dataset,
-        sampler=parts,  # type: ignore[arg-type]
-        batch_size=None,
-        pin_memory=device.type == "cuda",
-    )
+    loader = DataLoader(dataset, sampler=parts, batch_size=None, pin_memory=device.type == "cuda")  # type: ignore[arg-type]
     for batch in loader:
         if augment is not None and generator is not None:
             batch = batch._replace(x=augment(batch.x, generator))
@@ -58,26 +53,14 @@ def batches(
 
 
 def sample_order(dataset: GroupDataset, generator: torch.Generator | None, balance: Balance = None) -> Tensor:
-    """Rows to visit in one epoch, int64 (N,).
-
-    Raises:
-        CamlError: class balance is asked for and a class is missing.
-    """
+    """Rows to visit in one epoch, int64 (N,); `CamlError` where a class to balance with is missing."""
     n = len(dataset)
-    if generator is None:
-        return torch.arange(n)
-    if balance is None:
-        return torch.randperm(n, generator=generator)
-    label = {"class": dataset.y, "group": dataset.group}[balance]
-    counts = torch.bincount(label, minlength=len(dataset.class_names) if balance == "class" else 0)
-    if balance == "class" and (counts == 0).any():
-        missing = [name for name, count in zip(dataset.class_names, counts) if count == 0]
-        raise CamlError(
-            what=f"no example of class {', '.join(missing)} to balance with",
-            expected="at least one example of each class",
-            remedy="label some of that class first, or use balance=None",
-        )
-    return torch.multinomial(1.0 / counts[label].double(), n, replacement=True, generator=generator)
+    if generator is None or balance is None:
+        return torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
+    if balance == "class":
+        check_classes(dataset, dataset.y, "label some of that class first, or use balance=None")
+    label = dataset.y if balance == "class" else dataset.group
+    return torch.multinomial(1 / torch.bincount(label)[label].double(), n, replacement=True, generator=generator)
 
 
 def random_shift(x: Tensor, generator: torch.Generator, pixels: int = 3) -> Tensor:

@@ -12,7 +12,6 @@ judged on what the round queried. With g(theta, B) the gradient of the mean cros
 
 Without the term c / (t-1) the tasks are independent (MLDG; Li et al., arXiv 1710.03463). With alpha = 0 nothing is
 adapted and what is left is up-weighting of the queries. Chapter 07 builds this function line by line.
-
 theta, u and c are lists with one tensor a parameter, and `torch._foreach_*` does to each what the formula says.
 """
 
@@ -31,7 +30,7 @@ from caml_core.errors import CamlError
 
 Batch = tuple[Tensor, Tensor]  # x (B, ...), y int64 (B,)
 Theta = list[Tensor] | tuple[Tensor, ...]  # one tensor a parameter
-Loss = Callable[[Theta, Batch], Tensor]  # -> scalar
+Loss = Callable[[Theta, Batch], Tensor]  # mean cross-entropy of a batch at parameters theta, a scalar
 Order = Literal["first", "exact"]
 
 
@@ -45,33 +44,22 @@ def meta_gradient(
     order: Order = "first",
     inner_steps: int = 1,
 ) -> list[Tensor]:
-    """The mean meta-test gradient over the rounds, c / R.
+    """The mean meta-test gradient over the rounds, c / R: one tensor a parameter, detached.
 
-    First order takes d theta' / d theta as the identity: 2R gradients, and memory for theta', c and one gradient. It
-    errs by O(alpha), the size of the adaptation's own effect on the gradient (chapter 06). Exact is the gradient of
-    M(theta) = 1/R sum_t L(theta'_t(theta), Q_t) through the whole recursion, the bias included; it keeps all graphs.
+    First order takes d theta' / d theta as the identity: 2R gradients, and an error of O(alpha) (chapter 06). Exact is
+    the gradient of M(theta) = 1/R sum_t L(theta'_t(theta), Q_t) through the whole recursion, and keeps all graphs.
 
     Args:
-        loss: mean cross-entropy of a batch at parameters theta.
         theta: the parameters, such as `trainable(network)`; left alone.
         tasks: for each round t = 1..R a batch of D_{t-1} (meta-train) and a batch of Q_t (meta-test).
         alpha: size of the inner step, at least 0; 0 is up-weighting and skips the inner gradients.
         cumulative: False for independent tasks (MLDG).
-        order: "first" or "exact".
-        inner_steps: inner steps on the same batch, at least 1.
-
-    Returns:
-        One tensor a parameter, detached.
-
-    Raises:
-        CamlError: no task, alpha < 0 or not a number, inner_steps < 1, unknown order.
+        inner_steps: on the same batch, at least 1. A setting out of its range is a `CamlError`.
     """
-    if not tasks or not alpha >= 0 or inner_steps < 1 or order not in ("first", "exact"):
-        raise CamlError(
-            what=f"{len(tasks)} tasks, alpha={alpha}, inner_steps={inner_steps}, order={order!r}",
-            expected="at least one task, alpha of at least 0, one inner step or more, order 'first' or 'exact'",
-            remedy="correct the setting (before the first query there is nothing to meta-learn: train plainly)",
-        )
+    if not (tasks and alpha >= 0 and inner_steps >= 1 and order in ("first", "exact")):
+        what = f"{len(tasks)} tasks, alpha={alpha}, inner_steps={inner_steps}, order={order!r}"
+        expected = "at least one task, alpha of at least 0, one inner step or more, order 'first' or 'exact'"
+        raise CamlError(what, expected, "correct the setting (before the first query there is nothing to meta-learn)")
     exact = order == "exact" and alpha > 0
     theta = [p.detach().requires_grad_() for p in theta]
     c: Theta = [torch.zeros_like(p) for p in theta]
@@ -105,10 +93,9 @@ def add_to_gradient(theta: Theta, c: Theta) -> None:
 
 
 def loss_at(network: nn.Module, device: torch.device) -> Loss:
-    """Mean cross-entropy of the network as a function of its `trainable` parameters; the network is left alone.
+    """Mean cross-entropy of the network as a function of its `trainable` parameters.
 
-    BatchNorm works with the statistics of each batch and keeps its running averages in scratch copies, so that
-    nothing an adapted copy sees leaks into the network.
+    The network is left alone: BatchNorm keeps its running averages in scratch copies.
     """
     names = [name for name, p in network.named_parameters() if p.requires_grad]
     scratch = {name: value.clone() for name, value in network.named_buffers()}

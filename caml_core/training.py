@@ -25,13 +25,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from caml_core.checked import settings
-from caml_core.device import autocast, seeded, stream_seed, threads_for
+from caml_core.device import autocast, seeded, stream_seed
 from caml_core.errors import CamlError
 from caml_core.features import predict
 from caml_core.groups import GroupDataset
 from caml_core.loader import Augment, Balance, batches
 from caml_core.metrics import Rule, check_selection, group_metrics, select_epoch
 from caml_core.store import load_checkpoint, save_checkpoint
+from caml_core.threads import threads_for
 
 
 @settings
@@ -71,17 +72,14 @@ def train_erm(
     seed: int = 0,
     device: torch.device | None = None,
     augment: Augment | None = None,
-    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
     checkpoint: Path | None = None,
     progress: bool = True,
     on_epoch: Callable[[int, nn.Module], None] | None = None,
 ) -> Run:
-    """Minimise the mean cross-entropy over `train` and keep the best validation epoch; a seed fixes every bit.
+    """Minimise the mean cross-entropy over `train` by AdamW and keep the best validation epoch; a seed fixes every bit.
 
     Args:
         network: maps a batch x to logits (B, C); trained in place, but for parameters without `requires_grad`.
-        optimizer: called as `optimizer(parameters, lr=lr, weight_decay=weight_decay)`; parameter groups that it makes
-            keep their own step sizes, and all follow the cosine.
         checkpoint, progress, on_epoch: see `fit`.
 
     Returns:
@@ -92,21 +90,19 @@ def train_erm(
     """
     device = device or torch.device("cpu")
     network.to(device)
-    opt = optimizer(network.parameters(), lr=erm.lr, weight_decay=erm.weight_decay)
-    first_lr = [group["lr"] for group in opt.param_groups]
+    opt = torch.optim.AdamW(network.parameters(), lr=erm.lr, weight_decay=erm.weight_decay)
+    steps = math.ceil(len(train) / erm.batch_size)
 
     def run_epoch(epoch: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(stream_seed(seed, epoch))
         summed = torch.zeros((), dtype=torch.float64, device=device)  # kept on the device: no wait at every step
         n = int(train.index.max()) + 1 if len(train) else 0
         right = torch.full((n,), math.nan, dtype=torch.float64, device=device)  # of what was not drawn, nothing
-        steps = math.ceil(len(train) / erm.batch_size)
         how: dict[str, Any] = {"device": device, "generator": generator, "balance": erm.balance, "augment": augment}
         with seeded(seed, epoch):  # dropout and the like
             for step, batch in enumerate(batches(train, erm.batch_size, **how)):
                 done = (epoch * steps + step) / (erm.epochs * steps)
-                for group, lr in zip(opt.param_groups, first_lr):
-                    group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * done))
+                opt.param_groups[0]["lr"] = erm.lr * 0.5 * (1 + math.cos(math.pi * done))
                 with autocast(device):
                     logits = network(batch.x)
                     loss = F.cross_entropy(logits.float(), batch.y)
@@ -115,18 +111,15 @@ def train_erm(
                 opt.step()
                 summed += loss.detach() * len(batch.y)
                 right[batch.index] = (logits.argmax(dim=1) == batch.y).double()
-        right = right.cpu()[train.index]
-        parts = {"majority": ~train.is_minority, "minority": train.is_minority}
-        while_training = {f"train_{name}": _percent(right[rows]) for name, rows in parts.items()}
+        drawn = right.cpu()[train.index]
+        shares = {"majority": drawn[~train.is_minority].nanmean(), "minority": drawn[train.is_minority].nanmean()}
+        while_training = {f"train_{part}": None if x.isnan() else 100 * float(x) for part, x in shares.items()}
         return {"loss": float(summed) / len(train), **while_training}
 
-    config = asdict(erm) | {"seed": seed, "optimizer": name_of(optimizer), "augment": name_of(augment)}
-    if checkpoint is not None:
-        config |= {"train": train.content_hash(), "val": val.content_hash()}
+    config = asdict(erm) | {"seed": seed, "optimizer": "AdamW", "augment": getattr(augment, "__name__", str(augment))}
     return fit(
         network, opt, run_epoch, val, epochs=erm.epochs, batch_size=erm.batch_size, config=config, select=erm.select,
-        device=device,
-        train_counts=train.group_counts, checkpoint=checkpoint, progress=progress, on_epoch=on_epoch,
+        device=device, train=train, checkpoint=checkpoint, progress=progress, on_epoch=on_epoch,
     )  # fmt: skip
 
 
@@ -138,10 +131,10 @@ def fit(
     *,
     epochs: int,
     batch_size: int,
-    config: dict[str, Any],
     select: Rule,
     device: torch.device,
-    train_counts: Tensor | None = None,
+    config: dict[str, Any] | None = None,
+    train: GroupDataset | None = None,
     extra: dict[str, Tensor] | None = None,
     checkpoint: Path | None = None,
     progress: bool = True,
@@ -151,94 +144,70 @@ def fit(
 
     Args:
         run_epoch: called with the epoch (from 0), trains the network in place, returns at least `loss`.
-        batch_size: of a step; a small network with small batches trains on one thread (`caml_core.device.threads_for`).
-        config: JSON-able settings; a checkpoint written under others is refused.
+        batch_size: of a step; a small network with small batches trains on one thread (`caml_core.threads`).
         select: rule for the epoch (`caml_core.metrics.select_epoch`), on the validation split.
-        train_counts: int64 (n_groups,), for the adjusted average.
+        config: JSON-able settings; a checkpoint written under others, or with other data, is refused.
+        train: gives the group sizes of the adjusted average.
         extra: tensors changed in place by `run_epoch`, saved and restored with the weights.
         checkpoint: safetensors file written after every epoch; when it is there, training goes on from it.
         on_epoch: called with (epoch from 1, network) after each epoch; must not change the network.
 
     Raises:
         CamlError: a validation split that cannot choose by this rule, a checkpoint of another run, a loss that is not
-            finite, too little memory.
+            finite, too little memory, a batch of one for BatchNorm.
     """
     check_selection(val, select)
     chance = 100 * float(torch.bincount(val.y).max()) / len(val)
+    counts = None if train is None else train.group_counts
     history: list[dict[str, Any]] = []
-    best_state, seconds = copy.deepcopy(network.state_dict()), 0.0
-    if checkpoint is not None and checkpoint.exists():
-        history, best_state, seconds = resume_run(checkpoint, config, network, opt, extra or {})
+    best, seconds = copy.deepcopy(network.state_dict()), 0.0
+    if checkpoint is not None:
+        data = {"train": train, "val": val}
+        config = (config or {}) | {name: split.content_hash() for name, split in data.items() if split is not None}
+        if checkpoint.exists():
+            history, best, seconds = _resume(checkpoint, config, network, opt, extra or {})
     bar = tqdm(range(len(history), epochs), initial=len(history), total=epochs, unit="epoch", disable=not progress)
-    with enough_memory(device), threads_for(network, val.x, batch_size):
+    with _explained(device), threads_for(network, val.x, batch_size):
         for epoch in bar:
             start = time.perf_counter()
             network.train()
             report = run_epoch(epoch)
             if not math.isfinite(report["loss"]):
-                raise CamlError(
-                    what=f"the loss became {report['loss']} in epoch {epoch + 1}",
-                    expected="a finite loss",
-                    remedy="lower the learning rate (--lr)",
-                )
-            metrics = group_metrics(predict(network, val, device), val, train_counts)
+                what = f"the loss became {report['loss']} in epoch {epoch + 1}"
+                raise CamlError(what, "a finite loss", "lower the learning rate (--lr)")
+            metrics = group_metrics(predict(network, val, device), val, counts)
             history.append({"epoch": epoch + 1, **report, "val": metrics})
             if select_epoch(history, select, chance)[0] == epoch:
-                best_state = copy.deepcopy(network.state_dict())
+                best = copy.deepcopy(network.state_dict())
             seconds += time.perf_counter() - start
             if checkpoint is not None:
-                save_run(checkpoint, config, network, opt, best_state, extra or {}, history, seconds)
+                parts = {"network": network.state_dict(), "best": best, "extra": extra or {}}
+                parts |= {f"optimizer/{i}": slots for i, slots in opt.state_dict()["state"].items()}
+                tensors = {f"{part}/{name}": value for part, named in parts.items() for name, value in named.items()}
+                save_checkpoint(checkpoint, tensors, {"config": config, "history": history, "seconds": seconds})
             if on_epoch is not None:
                 on_epoch(epoch + 1, network)
-            bar.set_postfix_str(
-                f"loss {report['loss']:.3f}, validation WGA {metrics['worst_group']['value']:.1f}, "
-                f"average {metrics['average']['value']:.1f}"
-            )
-    network.load_state_dict(best_state)
+            worst, average = metrics["worst_group"]["value"], metrics["average"]["value"]
+            bar.set_postfix_str(f"loss {report['loss']:.3f}, validation WGA {worst:.1f}, average {average:.1f}")
+    network.load_state_dict(best)
     network.eval()
-    best, rule = select_epoch(history, select, chance)
-    return Run(history, best + 1, rule, seconds)
+    chosen, rule = select_epoch(history, select, chance)
+    return Run(history, chosen + 1, rule, seconds)
 
 
-def save_run(
-    path: Path, config: dict[str, Any], network: nn.Module, opt: torch.optim.Optimizer, best_state: dict[str, Tensor],
-    extra: dict[str, Tensor], history: list[Any], seconds: float,
-) -> None:  # fmt: skip
-    """Write what a later call of `resume_run` needs; `best_state` is whatever weights the caller keeps beside."""
-    parts = {"network": network.state_dict(), "best": best_state, "extra": extra}
-    parts |= {f"optimizer/{i}": slots for i, slots in opt.state_dict()["state"].items()}
-    # Copies, since a safetensors file has no way to say that two names share their memory (tied weights).
-    tensors = {
-        f"{part}/{name}": torch.as_tensor(value).clone()
-        for part, values in parts.items()
-        for name, value in values.items()
-        if value is not None
-    }
-    save_checkpoint(path, tensors, {"config": config, "history": history, "seconds": seconds})
-
-
-def resume_run(
+def _resume(
     path: Path, config: dict[str, Any], network: nn.Module, opt: torch.optim.Optimizer, extra: dict[str, Tensor]
 ) -> tuple[list[Any], dict[str, Tensor], float]:
-    """Restore network, optimiser and `extra` in place; the history, the weights kept beside, and the seconds so far.
-
-    Raises:
-        CamlError: the file is broken, or was written under another config or for another network.
-    """
+    """Restore network, optimiser and `extra` in place; the history, the best weights and the seconds so far."""
     tensors, meta = load_checkpoint(path)
+    if differs := sorted(key for key in config if meta["config"].get(key) != config[key]):
+        what = f"checkpoint {path} belongs to another run: {', '.join(differs)} differ"
+        remedy = "delete it to start again, or repeat the original command"
+        raise CamlError(what, "the settings and data it was started with", remedy)
     parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         part, rest = name.rsplit("/", 1)
         parts[part][rest] = tensor
-    saved, own = ({k: v.shape for k, v in state.items()} for state in (parts["network"], network.state_dict()))
-    if meta["config"] != config or saved != own:
-        differs = sorted(key for key in config if meta["config"].get(key) != config[key])
-        other = f"run: {', '.join(differs)} differ" if meta["config"] != config else "network"
-        raise CamlError(
-            what=f"checkpoint {path} belongs to another {other}",
-            expected="the network, settings and data it was started with",
-            remedy="delete it to start again, or repeat the original command",
-        )
     network.load_state_dict(parts["network"])
     for name, tensor in extra.items():
         tensor.copy_(parts["extra"][name])
@@ -248,26 +217,16 @@ def resume_run(
 
 
 @contextlib.contextmanager
-def enough_memory(device: torch.device) -> Iterator[None]:
-    """Say what to do where a device runs out of memory."""
+def _explained(device: torch.device) -> Iterator[None]:
+    """Say what to do where a device runs out of memory, or BatchNorm is to learn from a single value."""
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except (RuntimeError, ValueError) as error:
+        if "more than 1 value per channel" in str(error):
+            what = f"BatchNorm cannot train on a batch of one: {error}"
+            raise CamlError(what, "batches of two or more", "give a larger --batch-size, or more labels") from error
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        raise CamlError(
-            what=f"a training step does not fit into the memory of {device}: {str(error).splitlines()[0]}",
-            expected="enough for parameters, optimiser and what a batch leaves for the backward pass",
-            remedy="end other programs on it, or choose a smaller --batch-size or --backbone (CAML: --order first)",
-        ) from error
-
-
-def name_of(function: object) -> str:
-    """What a checkpoint calls a function."""
-    return getattr(function, "__name__", str(function))
-
-
-def _percent(right: Tensor) -> float | None:
-    """Accuracy over what an epoch drew (the others are NaN), measured while the weights moved; None without any."""
-    mean = float(right.nanmean())
-    return None if math.isnan(mean) else 100 * mean
+        what = f"a training step does not fit into the memory of {device}: {str(error).splitlines()[0]}"
+        remedy = "end other programs on it, or choose a smaller --batch-size or --backbone (CAML: --order first)"
+        raise CamlError(what, "enough for network, optimiser and what a batch leaves behind", remedy) from error

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
-from collections.abc import Iterator
+import random
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +80,32 @@ def small_sources(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("CAML_DATA", str(root))
     monkeypatch.setattr("caml_core.store.hub_is_reachable", lambda: False)
     return root
+
+
+def killed_at_random(job: Callable[[Path, Path], None], work: Path, out: Path, kills: int) -> int:
+    """Run `job(work, out)` in a process of its own, again after each SIGKILL, until it ends; how often it was killed.
+
+    It dies a random moment after a checkpoint of `work` was written: in an epoch, between two, in a write.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "caml_core.active", "caml_core.data.sources", "pytest"])
+    rng, killed = random.Random(0), 0
+
+    def written() -> int:
+        return sum(file.stat().st_mtime_ns for file in work.glob("*.safetensors"))
+
+    while True:
+        before, child = written(), context.Process(target=job, args=(work, out))
+        child.start()
+        while killed < kills and child.is_alive() and written() == before:
+            time.sleep(0.002)
+        child.join(rng.random() * 0.05 if killed < kills else None)
+        if child.exitcode is not None:
+            assert child.exitcode == 0
+            return killed
+        child.kill()
+        child.join()
+        killed += 1
 
 
 def toy_split(n: int = 64, seed: int = 0, rho: float = 0.75, size: int = 16) -> GroupDataset:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import hashlib
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
-from conftest import REAL_DATA, require, toy_split
+from conftest import REAL_DATA, killed_at_random, require, toy_split
 
 from caml_core import round as one_round
 from caml_core.acquisition import ACQUISITIONS
@@ -24,7 +21,7 @@ from caml_core.active import run_active
 from caml_core.errors import CamlError
 from caml_core.groups import GroupDataset
 from caml_core.networks import Backbone, backbone
-from caml_core.round import METHODS, Acquisition, Method, Plan, train_round
+from caml_core.round import METHODS, Acquisition, Method, Plan, draws, train_round
 from caml_core.store import hash_state
 
 CPU = torch.device("cpu")
@@ -109,13 +106,20 @@ def test_group_dro_moves_weight_to_the_worst_group() -> None:
     assert float(value) == pytest.approx(float(weights[0] * 0.1 + weights[2] * 5 + weights[3]))
 
 
-def test_jtt_draws_errors_more_often() -> None:
-    pool = toy_split(96)
-    sets = [torch.arange(40)]
+def test_jtt_draws_errors_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, rows = toy_split(96), torch.arange(40)
+    seen: list[torch.Tensor] = []
+
+    def watched(pool: GroupDataset, sets: Sequence[torch.Tensor], odds: torch.Tensor, *how: Any) -> Any:
+        seen.append(odds)
+        return draws(pool, sets, odds, *how)
+
+    monkeypatch.setattr(one_round, "draws", watched)
     plan = dataclasses.replace(SMALL, method="jtt", epochs=4)
-    odds = one_round._errors(network(), pool, sets, toy_split(40, 1), plan, 0, CPU, None, None)
-    assert set(odds.tolist()) <= {1.0, one_round.JTT_UPWEIGHT}
-    assert len(odds) == 40
+    train_round(network(), pool, [rows], toy_split(40, 1), plan)
+    assert len(seen) == 1 + 4, "a first training of one epoch"
+    times = seen[-1] / one_round.odds_of(pool.y[rows])
+    assert set(times.tolist()) == {1.0, one_round.JTT_UPWEIGHT}
 
 
 def test_the_same_labels_can_be_bought_again() -> None:
@@ -141,12 +145,12 @@ def test_the_same_labels_can_be_bought_again() -> None:
         ({"epochs": 2.5}, {}, "epochs=2.5"),
         ({"rounds": -1}, {}, "rounds=-1"),
         ({"query": 60}, {}, r"24 \+ 2 x 60 labels from a pool of 96"),
-        ({"start": 1}, {}, "no first label of class"),
-        ({}, {"first_round": 1}, "without queries"),
-        ({}, {"queries": [[1]]}, "1 batches for 2 rounds"),
-        ({}, {"queries": [[1], []]}, "an empty round"),
-        ({}, {"queries": [[1], [1]]}, "rows that repeat"),
-        ({}, {"queries": [[1], [96]]}, "outside the pool"),
+        ({"start": 1}, {}, "no example of class"),
+        ({}, {"first_round": 1}, "cannot be bought again"),
+        ({}, {"queries": [[1]]}, "cannot be bought again in 2 rounds"),
+        ({}, {"queries": [[1], []]}, "cannot be bought again"),
+        ({}, {"queries": [[1], [1]]}, "cannot be bought again"),
+        ({}, {"queries": [[1], [96]]}, "cannot be bought again"),
     ],
 )
 def test_bad_input(change: dict[str, Any], options: dict[str, Any], message: str) -> None:
@@ -164,7 +168,7 @@ def test_scoring_copies_no_images(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_empty_set_and_a_diverging_run_are_errors() -> None:
     pool = toy_split(96)
-    with pytest.raises(CamlError, match="an empty set of labels in round 1"):
+    with pytest.raises(CamlError, match="an empty set of labels"):
         train_round(network(), pool, [torch.arange(30), torch.arange(0)], toy_split(40, 1), SMALL)
     broken = pool.with_x(pool.x.float() * float("nan"))
     with pytest.raises(CamlError, match="finite"):
@@ -180,43 +184,18 @@ def test_resume_refuses_another_configuration(tmp_path: Path) -> None:
         run(work=tmp_path, seed=1)
 
 
-CHILD = """
-import sys, json; sys.path.insert(0, sys.argv[2])
-from pathlib import Path
-import torch; torch.set_num_threads(1)
-from test_active import run, untimed, SMALL
-import dataclasses
-plan = dataclasses.replace(SMALL, method=sys.argv[3], epochs=4, acquisition="badge")
-print(json.dumps(untimed(run(plan, work=Path(sys.argv[1])))), flush=True)
-"""
-KILLS = 8
+def whole_run(method: Method, work: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    plan = dataclasses.replace(SMALL, method=method, epochs=4, acquisition="badge")
+    out.write_text(json.dumps(untimed(run(plan, work=work))), "utf-8")
 
 
 @pytest.mark.parametrize("method", ["caml", "jtt"])
-def test_killed_at_random_points_it_ends_the_same(tmp_path: Path, method: str) -> None:
-    """SIGKILL after a random number of checkpoints and a random delay: in a round, between rounds, in a write."""
-    here = str(Path(__file__).parent)
-    start = [sys.executable, "-c", CHILD]
-    whole = subprocess.run([*start, str(tmp_path / "whole"), here, method], capture_output=True, text=True, check=True)
-    work, rng, kills = tmp_path / "killed", random.Random(0), 0
-
-    def written() -> int:
-        return sum(file.stat().st_mtime_ns for file in work.glob("*")) if work.exists() else 0
-
-    child = subprocess.Popen([*start, str(work), here, method], stdout=subprocess.PIPE, text=True)
-    while kills < KILLS and child.poll() is None:
-        before = written()
-        while written() == before and child.poll() is None:
-            time.sleep(0.002)
-        time.sleep(rng.random() * 0.05)
-        if child.poll() is None:
-            os.kill(child.pid, signal.SIGKILL)
-            child.wait()
-            kills += 1
-            child = subprocess.Popen([*start, str(work), here, method], stdout=subprocess.PIPE, text=True)
-    assert child.communicate()[0] == whole.stdout
-    assert child.returncode == 0
-    assert kills >= 4
+def test_killed_at_random_points_it_ends_the_same(tmp_path: Path, method: Method) -> None:
+    job = functools.partial(whole_run, method)
+    assert killed_at_random(job, tmp_path / "whole", tmp_path / "a.json", kills=0) == 0
+    assert killed_at_random(job, tmp_path / "killed", tmp_path / "b.json", kills=8) >= 4
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["small_resnet", "resnet18", "efficientnet_lite0"])

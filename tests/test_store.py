@@ -19,7 +19,7 @@ def test_npz_round_trip_and_mismatch(tmp_path: Path) -> None:
     file = tmp_path / "a" / "x.npz"
     store.save_npz(file, {"z": np.arange(6).reshape(2, 3)}, {"seed": 1, "names": ("a", "b")})
     assert (store.load_npz(file, {"names": ["a", "b"], "seed": 1})["z"] == np.arange(6).reshape(2, 3)).all()
-    with pytest.raises(CamlError, match=r"made for something else: \{'seed': \(1, 2\)\}"):
+    with pytest.raises(CamlError, match="made for something else"):
         store.load_npz(file, {"seed": 2, "names": ("a", "b")})
     with pytest.raises(CamlError, match="missing or broken"):
         store.load_npz(tmp_path / "none.npz", {})

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 import caml_core
-from caml_core.device import ONE_THREAD_UP_TO, multiply_adds, threads_for
 from caml_core.networks import backbone
 from caml_core.store import hash_state
+from caml_core.threads import ONE_THREAD_UP_TO, multiply_adds, threads_for
 
 
 @pytest.fixture(autouse=True)

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import random
 import resource
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
-from conftest import toy_split
+from conftest import killed_at_random, toy_split
 from torch import nn
 
 from caml_core import device, loader, store
 from caml_core import networks as backbones
 from caml_core.errors import CamlError
-from caml_core.features import Engine, extract_features, predict, standardise
+from caml_core.features import extract_features, predict, standardise
 from caml_core.groups import GroupDataset
 from caml_core.metrics import group_metrics
 from caml_core.networks import backbone
 from caml_core.training import Erm, Run, train_erm
 
 CPU = torch.device("cpu")
-ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
 @pytest.mark.parametrize("size", [(64, 32), (48, 48), (28, 28)])
@@ -66,7 +59,7 @@ def test_lite0_knows_imagenet() -> None:
 def test_backbone_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CamlError, match="unknown backbone"):
         backbone("resnet19", 2)
-    with pytest.raises(CamlError, match="no pretrained weights"):
+    with pytest.raises(CamlError, match="pretrained=True"):
         backbone("small_resnet", 2, pretrained=True)
     monkeypatch.setattr(backbones, "hub_is_reachable", lambda: False)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
@@ -127,6 +120,8 @@ def test_the_smallest_pictures_train_whatever_the_last_batch() -> None:
     split = split.with_x(split.x[..., :8, :8])
     run = train_erm(backbone("small_cnn", 2), split, split, Erm(epochs=1, batch_size=8), progress=False)
     assert len(run.history) == 1
+    with pytest.raises(CamlError, match=r"batch of one.*\n.*two or more\n.*larger --batch-size"):
+        train_erm(backbone("small_cnn", 2), split, split, Erm(epochs=1, batch_size=1), progress=False)
 
 
 def test_empty_splits_are_named() -> None:
@@ -194,11 +189,8 @@ def test_the_chosen_epoch_is_what_is_kept() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "optimizer", [torch.optim.AdamW, torch.optim.SGD, lambda p, **k: torch.optim.SGD(p, momentum=0.9, **k)]
-)
-def test_resume_is_bit_identical(tmp_path: Path, optimizer) -> None:  # type: ignore[no-untyped-def]
-    whole, run = fit(4, optimizer=optimizer)
+def test_resume_is_bit_identical(tmp_path: Path) -> None:
+    whole, run = fit(4)
     for stop in (1, 2, 3):
         file = tmp_path / f"{stop}.safetensors"
 
@@ -207,47 +199,23 @@ def test_resume_is_bit_identical(tmp_path: Path, optimizer) -> None:  # type: ig
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            fit(4, checkpoint=file, optimizer=optimizer, on_epoch=kill)
-        resumed, rerun = fit(4, checkpoint=file, optimizer=optimizer)
+            fit(4, checkpoint=file, on_epoch=kill)
+        resumed, rerun = fit(4, checkpoint=file)
         assert rerun.history == run.history
         assert rerun.best_epoch == run.best_epoch
         assert store.hash_state(resumed.state_dict()) == store.hash_state(whole.state_dict())
 
 
-CHILD = """
-import sys; sys.path.insert(0, sys.argv[2])
-from pathlib import Path
-from test_training import fit
-from caml_core import store
-import torch; torch.set_num_threads(1)
-network, run = fit(8, checkpoint=Path(sys.argv[1]))
-print(store.hash_state(network.state_dict()), flush=True)
-"""
+def whole_run(work: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    network, _ = fit(8, checkpoint=work / "run.safetensors")
+    out.write_text(store.hash_state(network.state_dict()))
 
 
 def test_killed_at_random_points_it_ends_the_same(tmp_path: Path) -> None:
-    """SIGKILL at random moments, anywhere in an epoch or in the middle of writing the checkpoint."""
-    here = str(Path(__file__).parent)
-    start = [sys.executable, "-c", CHILD]
-    expected = subprocess.run(
-        [*start, str(tmp_path / "whole"), here], capture_output=True, text=True, check=True
-    ).stdout
-    file, rng, kills = tmp_path / "killed", random.Random(0), 0
-    child = subprocess.Popen([*start, str(file), here], stdout=subprocess.PIPE, text=True)
-    while kills < 6:
-        written = file.stat().st_mtime_ns if file.exists() else 0
-        while child.poll() is None and (file.stat().st_mtime_ns if file.exists() else 0) == written:
-            time.sleep(0.005)  # wait for progress, so that the test ends however slow the machine is
-        time.sleep(rng.random() * 0.1)
-        if child.poll() is not None:
-            break
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
-        kills += 1
-        child = subprocess.Popen([*start, str(file), here], stdout=subprocess.PIPE, text=True)
-    output, _ = child.communicate()
-    assert kills >= 2
-    assert output == expected
+    assert killed_at_random(whole_run, tmp_path / "whole", tmp_path / "a", kills=0) == 0
+    assert killed_at_random(whole_run, tmp_path / "killed", tmp_path / "b", kills=6) >= 2
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()
 
 
 def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -255,11 +223,6 @@ def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     fit(2, checkpoint=file)
     with pytest.raises(CamlError, match="another run: epochs, seed differ"):
         fit(3, seed=1, checkpoint=file)
-    with pytest.raises(CamlError, match="another network"):
-        train_erm(
-            backbone("small_resnet", 2), toy_split(96), toy_split(64, 1), Erm(epochs=2, batch_size=16, lr=3e-3),
-            checkpoint=file, augment=loader.random_shift, progress=False,
-        )  # fmt: skip
 
 
 def test_training_refuses_bad_settings_and_divergence() -> None:
@@ -268,30 +231,16 @@ def test_training_refuses_bad_settings_and_divergence() -> None:
     with pytest.raises(CamlError, match=r"lr=0.0, select='test'"):
         fit(1, select="test", lr=0.0)
     with pytest.raises(CamlError, match=r"(NaN or infinity|loss became)"):
-        fit(3, lr=1e30, optimizer=torch.optim.SGD)
+        fit(3, lr=1e30)
 
 
-def test_frozen_layers_and_parameter_groups() -> None:
-    """What is frozen stays; groups of the optimiser keep their own step sizes, and all of them fall to nearly zero."""
+def test_frozen_layers_stay() -> None:
     network = backbone("small_cnn", 2)
     network.body[0].requires_grad_(False)  # type: ignore[index]
-    made: list[torch.optim.Optimizer] = []
-
-    def groups(parameters, lr, weight_decay):  # type: ignore[no-untyped-def]
-        body, head = list(network.body.parameters()), list(network.head.parameters())
-        made.append(torch.optim.SGD([{"params": body, "lr": lr / 10}, {"params": head}], lr=lr))
-        return made[0]
-
     before = {name: p.clone() for name, p in network.named_parameters()}
-    rates: list[list[float]] = []
-    train_erm(
-        network, toy_split(32), toy_split(16, 1), Erm(epochs=2, batch_size=8, lr=0.1, select="last"), optimizer=groups,
-        progress=False, on_epoch=lambda *_: rates.append([group["lr"] for group in made[0].param_groups]),
-    )  # fmt: skip
+    train_erm(network, toy_split(32), toy_split(16, 1), Erm(epochs=2, batch_size=8, lr=0.1), progress=False)
     moved = {name for name, p in network.named_parameters() if not torch.equal(p, before[name])}
     assert moved == before.keys() - {"body.0.weight"}
-    assert all(low == pytest.approx(high / 10) for low, high in rates)
-    assert rates[1][1] < 0.05 * 0.1 < rates[0][1]
 
 
 def test_tied_weights_are_saved_and_resumed(tmp_path: Path) -> None:
@@ -375,30 +324,22 @@ def test_standardise_uses_the_training_split() -> None:
 def test_both_engines_give_the_same_features(name: str, cache: Path) -> None:
     network = backbone(name, 2, pretrained=None if name == "efficientnet_lite0" else False)
     split = toy_split(9)
-    by = {engine: extract_features(network, split, CPU, batch_size=4, engine=engine).x for engine in ENGINES}
-    assert (by["torch"] - by["onnx"]).abs().max() < 1e-4
-    assert not torch.equal(by["torch"][0], by["torch"][1])
-    assert torch.equal(by["auto"], by["onnx"])
+    torch_, onnx = (extract_features(network, split, CPU, batch_size=4, engine=e).x for e in ("torch", "onnx"))
+    assert (torch_ - onnx).abs().max() < 1e-4
+    assert not torch.equal(torch_[0], torch_[1])
     assert len(list((cache / "features").iterdir())) == 2, "each engine has its own file"
     with torch.no_grad():
         next(network.body.parameters()).mul_(1.5)
-    assert not torch.allclose(extract_features(network, split, CPU, engine="onnx").x, by["onnx"], atol=1e-4)
+    assert not torch.allclose(extract_features(network, split, CPU, engine="onnx").x, onnx, atol=1e-4)
 
 
-def test_pytorch_takes_over_with_the_reason(cache: Path) -> None:
+def test_a_layer_that_onnx_does_not_know_is_an_error(cache: Path) -> None:
     class Unknown(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.linalg.eigvals(x[:, 0, :8, :8]).abs()
 
-    network, split = backbones.Backbone(Unknown(), 8, 2), toy_split(6)
-    with pytest.warns(UserWarning, match="ONNX Runtime cannot compute these features"):
-        found = extract_features(network, split, CPU, engine="auto").x
-    assert torch.equal(found, extract_features(network, split, CPU, cache=False).x)
     with pytest.raises(CamlError, match="ONNX Runtime cannot"):
-        extract_features(network, split, CPU, engine="onnx")
-    vectors = split.with_x(torch.randn(6, 5))
-    mlp = backbone("mlp", 2, n_inputs=5)
-    assert torch.equal(extract_features(mlp, vectors, CPU, engine="auto").x, extract_features(mlp, vectors, CPU).x)
+        extract_features(backbones.Backbone(Unknown(), 8, 2), toy_split(6), CPU, engine="onnx")
 
 
 @pytest.mark.parametrize("name", ["small_resnet", "efficientnet_lite0"])
