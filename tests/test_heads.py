@@ -11,6 +11,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from caml_core.comparators import ON_FEATURES
 from caml_core.device import stream_seed
 from caml_core.errors import CamlError
 from caml_core.features import standardise
@@ -78,7 +79,7 @@ def test_repeats_bit_for_bit(name: str, splits: tuple[GroupDataset, ...], traine
 
 
 def test_the_command_line_knows_every_head() -> None:
-    assert {name for name, kind in KINDS.items() if issubclass(kind, Frozen)} == {*HEADS, "hsfm", "dac"}
+    assert {name for name, kind in KINDS.items() if issubclass(kind, Frozen)} == {*ON_FEATURES, "hsfm", "dac"}
     assert KINDS.keys() == set(METHODS)
 
 
