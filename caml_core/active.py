@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caml_core.acquisition import Pool, acquire
+from caml_core.acquisition import CHECKPOINTS, Pool, acquire
 from caml_core.device import stream_seed
 from caml_core.errors import CamlError
 from caml_core.features import predict, predict_with_features
@@ -70,12 +70,13 @@ def run_active(
     _check_classes(pool, sets[0])
     records: list[dict[str, Any]] = []
     network = make_network()
+    trail = torch.zeros(CHECKPOINTS, len(pool), len(pool.class_names)) if plan.acquisition == "dial" else None
     for t in range(rounds + 1):
         queried: list[int] = []
         if t > 0 and queries is not None:
             queried = [int(row) for row in queries[t - 1]]
         elif t > 0:
-            queried = _query(network, pool, torch.cat(sets), plan, device, stream_seed(seed, t))
+            queried = _query(network, pool, torch.cat(sets), plan, device, stream_seed(seed, t), trail)
         sets += [torch.tensor(queried)] if t > 0 else []
         if t < first_round:
             continue
@@ -83,7 +84,7 @@ def run_active(
         run = train_round(
             network, pool, sets, val, plan, seed=stream_seed(seed, 1000 + t), device=device, augment=augment,
             checkpoint=work / f"round-{t}.safetensors" if work else None,  # finished rounds are replayed at once
-            progress=progress,
+            trail=trail, progress=progress,
         )  # fmt: skip
         records.append(_record(t, network, sets, pool, test, run, device))
         if on_round is not None:
@@ -92,7 +93,13 @@ def run_active(
 
 
 def _query(
-    network: Backbone, pool: GroupDataset, labelled: Tensor, plan: Plan, device: torch.device, seed: int
+    network: Backbone,
+    pool: GroupDataset,
+    labelled: Tensor,
+    plan: Plan,
+    device: torch.device,
+    seed: int,
+    trail: Tensor | None,
 ) -> list[int]:
     """Rows of the pool to label next."""
     free = torch.ones(len(pool), dtype=torch.bool)
@@ -100,7 +107,9 @@ def _query(
     rows = free.nonzero().flatten()
     logits, z = predict_with_features(network, pool, device, rows=rows)
     _, z_labelled = predict_with_features(network, pool, device, rows=labelled)
-    scores = Pool(logits, z, z_labelled, copy.deepcopy(network.head).cpu().float())
+    scores = Pool(
+        logits, z, z_labelled, copy.deepcopy(network.head).cpu().float(), None if trail is None else trail[:, rows]
+    )
     chosen = acquire(plan.acquisition, scores, plan.query, torch.Generator().manual_seed(seed))
     return rows[chosen].tolist()
 

@@ -29,6 +29,7 @@ from caml_core.errors import CamlError
 from caml_core.groups import GroupDataset
 from caml_core.heads import HEADS
 from caml_core.last_layer import Device, Head, best_of, descend, erm_head, halves, l1_logistic, noted
+from caml_core.linear import check_features
 from caml_core.metrics import Rule
 
 By = Literal["class", "group"]
@@ -55,7 +56,6 @@ def crt(
     select: Rule = "worst_group",
 ) -> Head:
     """Classifier retraining (Kang et al., arXiv 1910.09217; CRT of SubpopBench): a new last layer on balanced samples.
-
     Read: frozen features, balanced sampling. Ours: one draw of the size of the split, and the steps of `erm_head`.
     """
     generator = torch.Generator().manual_seed(stream_seed(seed, 0))
@@ -129,7 +129,7 @@ def self_head(
     Read: that and n, in the abstract and the authors' code. Ours: what stops early is a head, too, `early` epochs of
     `descend` from zero; an epoch is chosen in place of their step sizes.
     """
-    used, held = _halved(val, seed)
+    used, held = _halved(train, val, seed)
     erm = erm_head(train, held, seed=seed, device=device)
     even = torch.full((len(train),), 1 / len(train), dtype=train.x.dtype)
     full = erm.logits(used.x).double().log_softmax(dim=1)
@@ -163,7 +163,7 @@ def evals(
 
     Read: that, in the abstract and the authors' code. Ours: liblinear in place of Adam from the ERM head; the grids.
     """
-    used, held = _halved(val, seed)
+    used, held = _halved(train, val, seed)
     erm = erm_head(train, held, seed=seed, device=device)
     losses = F.cross_entropy(erm.logits(used.x).double(), used.y, reduction="none")
     orders = [rows[losses[rows].argsort(stable=True)] for rows in _by_class(used)]
@@ -229,6 +229,7 @@ def _by_class(split: GroupDataset) -> list[Tensor]:
     return [(split.y == c).nonzero().flatten() for c in range(len(split.class_names))]
 
 
-def _halved(val: GroupDataset, seed: int) -> list[GroupDataset]:
-    """Two random halves of every class, one to train on and one to choose by."""
+def _halved(train: GroupDataset, val: GroupDataset, seed: int) -> list[GroupDataset]:
+    """Two random halves of every class of the validation split, one to train on and one to choose by."""
+    check_features(train, val)
     return [val.subset(rows) for rows in halves(val.y, torch.Generator().manual_seed(stream_seed(seed, 0)))]

@@ -34,9 +34,9 @@ def environments(logits: Tensor, y: Tensor) -> Tensor:
 def regrouped(val: GroupDataset, reference: Head, how: ValGroups) -> GroupDataset:
     """The split with other attributes: `inferred` environments, of which EVaLS (arXiv 2410.05345) watches the worst, or
     a single one, which leaves the `classes`."""
-    names, a = ("any",), torch.zeros_like(val.y)
+    names, a = ["any"], torch.zeros_like(val.y)
     if how == "inferred":
-        names, a = ("as expected", "against it"), environments(reference.logits(val.x), val.y)
+        names, a = ["as expected", "against it"], environments(reference.logits(val.x), val.y)
     rare = torch.ones(len(val.class_names), len(names))  # which of them are a minority, nobody said
     return GroupDataset(
         val.x, val.y, a, class_names=val.class_names, attribute_names=names, majority=rare, index=val.index
