@@ -65,9 +65,6 @@ def dac(
 
     Returns:
         The head, for features standardised on `train`.
-
-    Raises:
-        CamlError: no images, no two classes among the images of low loss.
     """
     device = device or torch.device("cpu")
     if images.x.ndim != 4 or len(images) != len(train):

@@ -71,14 +71,12 @@ def hsfm(
         weight, bias: the ERM head, float (C, D) and (C,), or one for each problem, (B, C, D) and (B, C).
         seeds: B of them; repeat a seed to compare settings on the same support set.
         alpha, eta: (B,), where the problems differ in them; default: those of `settings`.
-        project: applied to the support features (B, S, D) after every edit, where features must stay on some set, such
-            as the sphere of CLIP (`caml_core.pictures.space`).
+        project: applied to the support features (B, S, D) after every edit, such as back to the sphere of CLIP.
         on_epoch: called with (epoch, support (B, S, D), weight, bias, hard rows (B, K C)) after each epoch, and with
             epoch 0 before the first; tensors must not be changed.
 
     Raises:
-        CamlError: NaN in features or head, too few examples of a class, a head that does not fit, an inner loop that
-            diverges at once.
+        CamlError: NaN in features or head, too few of a class, a head that does not fit, an inner loop that diverges.
     """
     check_features(train, val)
     _enough(val, settings.hard, "hard", val.is_minority if settings.hard_set == "minority" else slice(None))
@@ -141,10 +139,9 @@ def hsfm(
             old[better] = new[better]
         if on_epoch is not None:
             on_epoch(epoch, h, weight, bias, hard)
-    for some, what in (
-        (diverged, "inner loops that diverge; no epoch after that was chosen"),
-        (saturated, "a hypergradient of exactly 0, since all support is fitted"),
-    ):
+    late = "inner loops that diverge; no epoch after that was chosen"
+    fitted = "a hypergradient of exactly 0, since all support is fitted"
+    for some, what in ((diverged, late), (saturated, fitted)):
         if some.any():
             remedy = "lower alpha or eta, or take more support"
             warnings.warn(f"{int(some.sum())} of {b} problems met {what}: {remedy}", stacklevel=2)
@@ -153,11 +150,7 @@ def hsfm(
 
 
 def draw_support(train: GroupDataset, n: int, seeds: Sequence[int]) -> Tensor:
-    """n training rows of each class for each seed, without replacement: int64 (B, n * C), class by class.
-
-    Raises:
-        CamlError: a class has fewer than n examples.
-    """
+    """n training rows of each class for each seed, without replacement: int64 (B, n * C), class by class."""
     _enough(train, n, "support")
     orders = [torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     classes = range(len(train.class_names))
@@ -172,11 +165,7 @@ def _enough(split: GroupDataset, n: int, kind: str, rows: Tensor | slice = slice
 
 
 def hard_rows(logits: Tensor, val: GroupDataset, settings: Settings, seeds: Sequence[int], epoch: int) -> Tensor:
-    """Rows of the hard set, K of each class: int64 (B, K C).
-
-    Args:
-        logits: (B, N, C), of the validation set under each head.
-    """
+    """Rows of the hard set, K of each class: int64 (B, K C), from the validation set's `logits` (B, N, C)."""
     y = val.y.to(logits.device)
     if settings.hard_set == "random":
         generators = [torch.Generator().manual_seed(stream_seed(seed, epoch)) for seed in seeds]
@@ -207,18 +196,14 @@ def train_head(h: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, states: 
 def _climbs(problem: Problem, answer: Answer, alpha: Tensor, look: int) -> Tensor:
     """Which inner loops raise the support loss that they descend by more than 1, or leave the numbers: bool (B,).
 
-    Args:
-        look: steps to look at one by one, since an overshoot can end well.
-
-    Raises:
-        CamlError: one of these does so. They are those of the first epoch, when hardly anything is edited.
+    In the first epoch, when hardly anything is edited, this is an error; there every one of the `look` steps is looked
+    at, since an overshoot can end well.
     """
     h, y, heads = problem.support, problem.support_y, [(problem.weight, problem.bias)]
     for _ in range(look):
         g_weight, g_bias = head_gradient(h, F.one_hot(y, answer.bias.shape[1]), 1 / h.shape[1], *heads[-1])
         heads.append((heads[-1][0] - alpha[:, None, None] * g_weight, heads[-1][1] - alpha[:, None] * g_bias))
-    losses = [cross_entropies(head_logits(h, *head), y).mean(dim=1) for head in (*heads, answer[2:])]
-    path = torch.stack(losses)
+    path = torch.stack([cross_entropies(head_logits(h, *head), y).mean(dim=1) for head in (*heads, answer[2:])])
     bad = ~(torch.isfinite(path) & (path <= path[0] + 1)).all(dim=0)
     if look and bad.any():
         what = f"the inner loop diverges in epoch 1: support losses {path[:, bad][:, 0].tolist()}"

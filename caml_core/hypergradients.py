@@ -39,15 +39,11 @@ GRAM_UP_TO = 96  # support examples for which the Gram matrix pays (measured bet
 
 
 class Problem(NamedTuple):
-    """Support set, hard set and the head that training starts from, for B problems.
-
-    The hard set may be one for all (K, D), which is much cheaper than B copies; `hard_weight` then says what each
-    problem makes of its rows.
-    """
+    """Support set, hard set and the head that training starts from, for B problems."""
 
     support: Tensor  # float (B, S, D), the features H to be edited
     support_y: Tensor  # int64 (B, S)
-    hard: Tensor  # float (B, K, D), or (K, D) for all problems
+    hard: Tensor  # float (B, K, D), or (K, D) for all problems, which is much cheaper
     hard_y: Tensor  # int64 (B, K), or (K,)
     weight: Tensor  # float (B, C, D)
     bias: Tensor  # float (B, C)
@@ -89,14 +85,10 @@ def outer(problem: Problem, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tenso
 
 
 def _train(problem: Problem, rate: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """T inner steps in Gram space.
-
-    Returns:
-        rate * G (B, S, S); probabilities and residuals of every step (T, B, C, S); the trained weight and bias.
-    """
+    """T inner steps: rate * G (B, S, S); P and R of every step (T, B, C, S); the trained weight and bias."""
     h = problem.support
     gram = rate * (h @ h.mT + 1)
-    y = F.one_hot(problem.support_y, problem.bias.shape[-1]).to(h).mT.contiguous()
+    y = (problem.support_y[:, None] == torch.arange(problem.bias.shape[-1], device=h.device)[:, None]).to(h)
     z = problem.weight @ h.mT + problem.bias[..., None]
     p, r = z.new_empty(2, steps, *z.shape)
     for p_t, r_t in zip(p, r):
@@ -111,8 +103,7 @@ def adjoint(problem: Problem, *, alpha: float | Tensor, steps: int, last: int | 
     """Loss and exact hypergradient by the reverse sweep that the top of this file derives.
 
     Args:
-        alpha: size of an inner step, one number or (B,).
-        steps: T.
+        alpha: size of an inner step, one number or (B,); `steps`: T.
         last: differentiate only through the last so many steps (a truncated sweep); None: through all.
     """
     h = problem.support
@@ -123,8 +114,7 @@ def adjoint(problem: Problem, *, alpha: float | Tensor, steps: int, last: int | 
     loss, m, m_bias = outer(problem, weight, bias)
     first = 0 if last is None else max(0, steps - last)
     q = -rate * (m @ h.mT + m_bias[..., None])
-    parts = []
-    total = torch.zeros_like(q)  # B_{t+1} + ... + B_{T-1}
+    parts, total = [], torch.zeros_like(q)  # B_t; B_{t+1} + ... + B_{T-1}
     for probabilities in reversed(p[first:].unbind()):
         parts.append(through_softmax(torch.baddbmm(q, total, gram, alpha=-1), probabilities))
         total = total + parts[-1]
@@ -155,7 +145,7 @@ def adjoint_in_weights(problem: Problem, *, alpha: float | Tensor, steps: int) -
     h = problem.support
     rate = per_problem(alpha, h) / h.shape[1]
     h1 = torch.cat([h, torch.ones_like(h[..., :1])], dim=-1)  # H~
-    y = F.one_hot(problem.support_y, problem.bias.shape[-1]).to(h).mT.contiguous()
+    y = (problem.support_y[:, None] == torch.arange(problem.bias.shape[-1], device=h.device)[:, None]).to(h)
     w = torch.cat([problem.weight, problem.bias[..., None]], dim=-1)
     path = []
     for _ in range(steps):

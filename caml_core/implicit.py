@@ -84,9 +84,7 @@ def solve_head(problem: Problem, strength: float | Tensor) -> tuple[Tensor, Tens
 
     At the minimum W = W_0 - A' H~ with A = R(W) / (S strength), so the search is for the S x C matrix A. Newton's
     method, each step halved until the loss falls: exact to rounding in a few iterations.
-
-    Returns:
-        weight (B, C, D), bias (B, C), probabilities on the support set (B, S, C).
+    Returns weight (B, C, D), bias (B, C) and probabilities on the support set (B, S, C).
     """
     h, mu, c = problem.support, per_problem(strength, problem.support), problem.bias.shape[-1]
     n, eps = h.shape[1], torch.finfo(h.dtype).eps

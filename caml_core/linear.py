@@ -58,7 +58,7 @@ class Adam:
     def step(self, parameter: Tensor, gradient: Tensor) -> None:
         self.t += 1
         whole = (self.size / (1 - 0.9**self.t), self.mean, self.square, parameter, gradient)
-        for size, m, s, p, g in zip(*(part.chunk(self.blocks) for part in whole)):
+        for size, m, s, p, g in zip(*(part.chunk(self.blocks) for part in whole)) if self.blocks > 1 else [whole]:
             m.lerp_(g, 0.1)
             s.mul_(0.999).addcmul_(g, g, value=0.001)
             scale = s.div(1 - 0.999**self.t).sqrt_().add_(1e-8)
