@@ -546,7 +546,7 @@ assert over_erm("birdscapes", "leia") > 30
 assert over_erm("dominoes", "leia") > 8
 assert abs(over_erm("resnet", "leia")) < 5
 assert over_erm("resnet", "neurontune") > 8
-assert over_erm("birdscapes", "neurontune") < 10
+assert max(over_erm(p, "neurontune") for p in ("dominoes", "birdscapes")) < 8
 for place in ("dominoes", "resnet"):
     chosen = stored_runs(place, "evals, groups inferred")
     lost = wga(place, "evals") - mean_and_spread(chosen, "worst_group")[0]
@@ -557,18 +557,19 @@ for place in ("dominoes", "resnet"):
     assert sides[0] < sides[1]
 
 # %% [markdown]
-# - **Balanced classes are no balanced groups.** Here the classes were balanced to begin with, so *reweight* and *crt* are
-#   ERM once more. Drawing *groups* alike helps, as *balanced-head* did.
+# - **Balanced classes are no balanced groups.** Here the classes were balanced to begin with, so *crt* is ERM once more, and
+#   *reweight* an ERM that is trained longer. Drawing *groups* alike helps, as *balanced-head* did.
 # - **Errors on a fair set are worth a lot.** SELF and EVaLS need only class labels of half the validation split and come
 #   near DFR, which knows its groups.
 # - **Errors on the training set are worth what is left of them.** LEIA looks there. On frozen ImageNet features the head
-#   errs on the minority, and LEIA lifts it; the small ResNet has learned its training images, and there is nothing to
-#   correct. NeuronTune takes its errors from the validation split, and it is the other way round: where a network that was
-#   trained on the shortcut has features for it, they can be muted; in features that mix bird and ground, hardly any can.
+#   errs on the minority, and LEIA lifts it; the small ResNet has learned its training images, and there is little to
+#   correct. NeuronTune takes its errors from the validation split, and it is the other way round: the ResNet, trained on
+#   the shortcut, presumably has features of its own for it, which can be muted; on ImageNet features it gains next to
+#   nothing.
 # - **Choosing needs no groups, but not any stand-in will do.** The worst class chooses about as well as the worst group.
-#   The inferred environments choose worse: the one against the ERM head holds the hardest of the minority, so that the
-#   rule prefers heads that turn the shortcut around, and then the *majority* does worse. On a biased validation split, for
-#   which the rule was made, this may look different; we have not run it.
+#   The inferred environments choose worse, up to losing all that was won: the one against the ERM head holds the hardest
+#   of the minority, so that the rule prefers heads that turn the shortcut around, and then the *majority* does worse. On a
+#   biased validation split, for which the rule was made, this may look different; we have not run it.
 #
 # These are heads on frozen, standardised features; several papers train more than that, and where a detail could not be
 # read, the docstring (`caml_core.comparators`) says what is ours.
