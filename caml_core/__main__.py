@@ -25,30 +25,27 @@ datasets: {datasets}"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    command, *rest = sys.argv[1:] if argv is None else argv or [""]
+    command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     for stream in (sys.stdout, sys.stderr):
         getattr(stream, "reconfigure", dict)(errors="backslashreplace")  # a name that the terminal cannot print
     try:
-        if (command if command != "run" else "".join(rest[:1])) in ("-h", "--help"):
+        if "".join(rest[:1] if command == "run" else [command]) in ("-h", "--help"):
             from caml_core.runs.identity import DATASETS, METHODS  # without PyTorch
 
             print(HELP.format(methods=", ".join(METHODS), datasets=", ".join(DATASETS)))
             return 0
-        from caml_core.runs import commands
+        from caml_core.runs.commands import COMMANDS
 
-        if command not in commands.COMMANDS:
+        if command not in COMMANDS:
             raise CamlError(f"command {command!r}", "run, sweep, tables or data", "see --help")
-        commands.COMMANDS[command](rest)
+        COMMANDS[command](rest)
+        return 0
     except CamlError as error:
-        return _say(f"{error.what}; expected {error.expected}; {error.remedy}")
+        what, code = f"{error.what}; expected {error.expected}; {error.remedy}", 2
     except OSError as error:  # of a path that was given
-        return _say(str(error))
+        what, code = str(error), 2
     except KeyboardInterrupt:
-        return _say("stopped; the same command goes on from where it stopped", 130)
-    return 0
-
-
-def _say(what: str, code: int = 2) -> int:
+        what, code = "stopped; the same command goes on from where it stopped", 130
     print(f"caml_core: {' '.join(what.split())}", file=sys.stderr)
     return code
 

@@ -6,7 +6,7 @@ label.
 
 Sources: least confidence, margin, entropy (Settles, 2009); BALD (Houlsby et al., arXiv 1112.5745; Gal et al., arXiv
 1703.02910); core-set (Sener and Savarese, arXiv 1708.00489); BADGE (Ash et al., arXiv 1906.03671); TypiClust
-(Hacohen et al., arXiv 2202.02794).
+(Hacohen et al., arXiv 2202.02794); DIAL (OpenReview 2XVECaYiFB).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Pool:
     features: Tensor  # float32 (N, D), the input of the last layer
     labelled: Tensor  # float32 (M, D), the features of what is labelled already
     head: nn.Module  # last layer: (..., D) to (..., C)
+    trail: Tensor | None = None  # float32 (T, N, C), logits at T moments of the training, for `dial` alone
 
     def __post_init__(self) -> None:
         for name in ("logits", "features", "labelled"):  # from arrays or other types of float, too
@@ -153,9 +154,23 @@ def _typical(z: Tensor, rows: Tensor, neighbours: int) -> list[int]:
     return rows[_highest(-torch.cat(near).mean(1), len(rows))].tolist()
 
 
+def dial(pool: Pool, k: int, generator: torch.Generator) -> Tensor:
+    """Slowly learned: what the moments of the training disagree on most. A shortcut is learned first, so what
+    contradicts it changes its prediction late.
+
+    Read, in the abstract and the authors' code: a distance between the predictions of two checkpoints, its mean over
+    all pairs, the highest first. Ours: the distance (total variation), and which checkpoints (`CHECKPOINTS`).
+    """
+    assert pool.trail is not None
+    pairs = itertools.combinations(pool.trail.softmax(2), 2)
+    return _highest(torch.stack([(p - q).abs().sum(1) / 2 for p, q in pairs]).mean(0), k)
+
+
+CHECKPOINTS = 5  # moments of a training that `dial` looks at, spread evenly over its epochs
 ACQUISITIONS: dict[str, Callable[[Pool, int, torch.Generator], Tensor]] = {
     f.__name__: f for f in (random, least_confidence, margin, entropy, bald, core_set, badge, typiclust)
 }
+BY_TRAINING = {"dial": dial}  # not from the trained network alone
 
 
 def acquire(name: str, pool: Pool, k: int, generator: torch.Generator) -> Tensor:
@@ -164,14 +179,15 @@ def acquire(name: str, pool: Pool, k: int, generator: torch.Generator) -> Tensor
     Raises:
         CamlError: unknown name, k below 1 or above the pool, logits or features that are not finite.
     """
-    if name not in ACQUISITIONS or not 1 <= k <= len(pool.logits):
+    known = ACQUISITIONS if pool.trail is None else {**ACQUISITIONS, **BY_TRAINING}
+    if name not in known or not 1 <= k <= len(pool.logits):
         what = f"acquisition {name!r}, a batch of {k} from a pool of {len(pool.logits)}"
-        expected = "one of " + ", ".join(ACQUISITIONS) + "; at least 1 and at most the pool"
+        expected = "one of " + ", ".join(known) + " (dial with a trail); at least 1 and at most the pool"
         raise CamlError(what, expected, "check the spelling; ask for fewer labels or fewer rounds (--query, --rounds)")
     if not all(map(all_finite, (pool.logits, pool.features, pool.labelled))):
         what = "the network's scores of the pool contain NaN or infinity"
         raise CamlError(what, "finite logits and features", "training has diverged: lower the learning rate")
-    return ACQUISITIONS[name](pool, k, generator)
+    return known[name](pool, k, generator)
 
 
 def _entropy(log_p: Tensor) -> Tensor:

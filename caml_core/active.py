@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caml_core.acquisition import Pool, acquire
+from caml_core.acquisition import CHECKPOINTS, Pool, acquire
 from caml_core.device import stream_seed
 from caml_core.errors import CamlError
 from caml_core.features import predict, predict_with_features
@@ -79,17 +79,18 @@ def run_active(
     check_classes(pool, pool.y[sets[0]], "draw more labels at the start (--start)")
     records: list[dict[str, Any]] = []
     network = make_network()
+    trail = torch.zeros(CHECKPOINTS, len(pool), len(pool.class_names)) if plan.acquisition == "dial" else None
     for t in range(rounds + 1):
         if t > 0:
-            stream = stream_seed(seed, t)
-            sets.append(bought[t - 1] if bought else _query(network, pool, torch.cat(sets), plan, device, stream))
+            own = (network, pool, torch.cat(sets), plan, device, stream_seed(seed, t), trail)
+            sets.append(bought[t - 1] if bought else _query(*own))
         if t < first_round:
             continue
         network = make_network().to(device)
         run = train_round(
             network, pool, sets, val, plan, seed=stream_seed(seed, 1000 + t), device=device, augment=augment,
             checkpoint=work / f"round-{t}.safetensors" if work else None,  # finished rounds are replayed at once
-            progress=progress,
+            trail=trail, progress=progress,
         )  # fmt: skip
         right = predict(network, pool, device, rows=torch.cat(sets)).argmax(1) == pool.y[torch.cat(sets)]
         chosen = run.history[run.best_epoch - 1]["val"]
@@ -112,15 +113,17 @@ def run_active(
 
 
 def _query(
-    network: Backbone, pool: GroupDataset, labelled: Tensor, plan: Plan, device: torch.device, seed: int
-) -> Tensor:
+    network: Backbone, pool: GroupDataset, labelled: Tensor, plan: Plan, device: torch.device, seed: int,
+    trail: Tensor | None,
+) -> Tensor:  # fmt: skip
     """Rows of the pool to label next."""
     free = torch.ones(len(pool), dtype=torch.bool)
     free[labelled] = False
     rows = free.nonzero().flatten()
     logits, z = predict_with_features(network, pool, device, rows=rows)
     _, z_labelled = predict_with_features(network, pool, device, rows=labelled)
-    scores = Pool(logits, z, z_labelled, copy.deepcopy(network.head).cpu().float())
+    tried = None if trail is None else trail[:, rows]
+    scores = Pool(logits, z, z_labelled, copy.deepcopy(network.head).cpu().float(), tried)
     return rows[acquire(plan.acquisition, scores, plan.query, torch.Generator().manual_seed(seed))]
 
 

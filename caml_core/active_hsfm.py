@@ -1,12 +1,8 @@
 """Active HSFM: the queried batch takes the place of HSFM's hard set, on frozen features. Our own combination.
 
-CAML (`caml_core.meta`) makes every round of queries a task and adapts on the labels known before it; on frozen features
-that adapts next to nothing. HSFM (`caml_core.hsfm`) has a stronger adaptation, a head trained on a support set whose
-features are edited, but takes its hard set from a labelled validation set. Here queries are that set: class labels, no
-group labels, and no label that was not bought.
-
-The head theta_0 was trained on the first labels D_0; round t = 1..R bought Q_t, and D_t = D_{t-1} + Q_t. A task is a
-pair (support rows, hard rows):
+HSFM (`caml_core.hsfm`) takes its hard set from a labelled validation set. Here queries are that set: class labels, no
+group labels, and no label that was not bought. The head theta_0 was trained on the first labels D_0; round t = 1..R
+bought Q_t, and D_t = D_{t-1} + Q_t. A task is a pair (support rows, hard rows):
 
 | form | tasks |
 |:--|:--|
@@ -24,10 +20,8 @@ gradient in theta. One epoch:
         c <- c + g(train(start, H_t), Q_t)             # what round t still asks for
     theta <- T Adam(alpha) steps on the mean cross-entropy of H_1 + ... + H_R
 
-CAML puts c / (t-1) into each inner step. Here all T of these go before the first one: the same up to O(alpha^2), and
-the hypergradient stays exact, since `start` does not depend on H_t. With R = 1 nothing has accumulated and (b) is (a).
-With as many queries of every class, (a) is HSFM with Q for a validation set and all of Q for the hard set; but no label
-is put aside to choose an epoch, so the last one counts. Chapter 16 measures what this is worth.
+CAML (`caml_core.meta`) puts c / (t-1) into each inner step. Here all T of these go before the first one: the same up to
+O(alpha^2), and the hypergradient stays exact. No label is put aside to choose an epoch, so the last one counts.
 """
 
 from __future__ import annotations
@@ -36,16 +30,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from caml_core.device import stream_seed
 from caml_core.errors import CamlError
 from caml_core.groups import GroupDataset
-from caml_core.hsfm import draw_support
+from caml_core.hsfm import clip, draw_support, train_head
 from caml_core.hsfm_settings import Settings
 from caml_core.hypergradients import Problem
 from caml_core.implicit import hypergradient
-from caml_core.linear import Adam, all_finite, head_gradient, one_hot
+from caml_core.linear import Adam, all_finite, head_gradient
 
 
 class Task(NamedTuple):
@@ -83,11 +78,9 @@ def round_tasks(
     sets = [torch.as_tensor(rows).long() for rows in sets]
     bought = torch.cat([torch.arange(0), *sets])
     if len(sets) < 2 or not all(map(len, sets)) or len(bought.unique()) < len(bought):
-        raise CamlError(
-            what=f"sets of {[len(rows) for rows in sets]} labels, {len(bought.unique())} different ones",
-            expected="first labels and one or more rounds, none of them empty, no label twice",
-            remedy="query first; before that there is no hard set (caml_core.hsfm takes one from a validation set)",
-        )
+        what = f"sets of {[len(rows) for rows in sets]} labels, {len(bought.unique())} different ones"
+        expected = "first labels and one or more rounds, none of them empty, no label twice"
+        raise CamlError(what, expected, "query first, and each row once")
     rounds = [sets[0], torch.cat(sets[1:])] if one_hard_set else sets
     tasks = []
     for t in range(1, len(rounds)):
@@ -122,38 +115,30 @@ def active_hsfm(
     weight, bias = weight.expand(b, c, d).clone(), bias.reshape(-1, c).expand(b, c).clone()
     alpha, eta = (weight.new_full((b,), size) for size in (settings.alpha, settings.eta))
     edited = [task.support.clone() for task in tasks]
-    edit_states = [Adam(h, eta) for h in edited]
-    weight_state, bias_state = Adam(weight, alpha), Adam(bias, alpha)
-    wanted = [one_hot(task.hard_y, c, weight) for task in tasks]
+    edit_states, head_states = [Adam(h, eta) for h in edited], (Adam(weight, alpha), Adam(bias, alpha))
+    wanted = [F.one_hot(task.hard_y, c).to(weight) for task in tasks]
     shares = [_class_shares(labels) for labels in wanted]
-    support_y = one_hot(torch.cat([task.support_y for task in tasks], dim=1), c, weight)
+    support_y = F.one_hot(torch.cat([task.support_y for task in tasks], dim=1), c).to(weight)
     losses = []
     for _ in range(settings.epochs):
         c_weight, c_bias = torch.zeros_like(weight), torch.zeros_like(bias)
         for t, (task, h, state) in enumerate(zip(tasks, edited, edit_states)):  # t rounds lie behind
             granted = settings.alpha * settings.steps / max(t, 1) if cumulative else 0.0
             start = weight - granted * c_weight, bias - granted * c_bias
+            problem = Problem(h, task.support_y, task.hard, task.hard_y, *start, shares[t])
             for edit in range(settings.edits + 1):
-                problem = Problem(h, task.support_y, task.hard, task.hard_y, *start, shares[t])
                 answer = hypergradient(problem, settings.hypergradient, alpha=alpha, steps=settings.steps)
                 if edit < settings.edits:
-                    norm = answer.gradient.flatten(1).norm(dim=1)[:, None, None]
-                    state.step(h, answer.gradient.mul_(settings.clip / norm.clamp_min(settings.clip)))
+                    clip(answer.gradient, settings.clip)
+                    state.step(h, answer.gradient)  # in place
             g_weight, g_bias = head_gradient(task.hard, wanted[t], shares[t][..., None], answer.weight, answer.bias)
             c_weight, c_bias = c_weight + g_weight, c_bias + g_bias
             losses.append(answer.loss)
-        h = torch.cat(edited, dim=1)
-        for _ in range(settings.steps):
-            g_weight, g_bias = head_gradient(h, support_y, 1 / h.shape[1], weight, bias)
-            weight_state.step(weight, g_weight)
-            bias_state.step(bias, g_bias)
+        train_head(torch.cat(edited, dim=1), support_y, weight, bias, head_states, settings.steps)
     loss = torch.stack(losses).view(settings.epochs, len(tasks), b)
     if not (all_finite(loss) and all_finite(weight)):
-        raise CamlError(
-            what=f"the head diverged: losses of the hard sets from {loss[0].tolist()} to {loss[-1].tolist()}",
-            expected="finite numbers",
-            remedy="lower alpha or eta, and standardise the features",
-        )
+        what = f"the head diverged: losses of the hard sets from {loss[0].tolist()} to {loss[-1].tolist()}"
+        raise CamlError(what, "finite numbers", "lower alpha or eta, and standardise the features")
     return Edited(weight, bias, edited, loss)
 
 

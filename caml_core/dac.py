@@ -1,7 +1,6 @@
 """DaC: cut pictures in two where the network looks, compose new ones that break the shortcut, retrain the last layer.
 
-Decompose-and-Compose, Hosseini Noohdani et al., CVPR 2024, arXiv 2402.18919. It changes pixels, so it needs the network
-and not only its features. With the ERM model:
+Decompose-and-Compose, Hosseini Noohdani et al., CVPR 2024, arXiv 2402.18919. With the ERM model:
 
     heat map:  XGradCAM of the label's logit, enlarged to the size of the image
     mask m:    the pixels above a quantile of the heat map; of the quantiles .3 ... .8 each image takes the elbow of
@@ -66,17 +65,11 @@ def dac(
 
     Returns:
         The head, for features standardised on `train`.
-
-    Raises:
-        CamlError: no images, no two classes among the images of low loss.
     """
     device = device or torch.device("cpu")
     if images.x.ndim != 4 or len(images) != len(train):
-        raise CamlError(
-            what=f"x of shape {tuple(images.x.shape)} beside {len(train)} rows of features",
-            expected="images (N, 3, H, W), one for each row of features",
-            remedy="DaC changes pixels: pass a dataset of images, and features made of it",
-        )
+        what = f"x of shape {tuple(images.x.shape)} beside {len(train)} rows of features"
+        raise CamlError(what, "images (N, 3, H, W), a row each", "DaC changes pixels: pass images and their features")
     scaled, scaled_val = standardise(train, val)
     erm = erm_head(scaled, scaled_val, seed=seed, device=device)
     put_head(erm, network, train.x)
@@ -88,9 +81,7 @@ def dac(
     rows, partner = pairs(losses, train.y, limits, pictures, generator)
     low = images.subset(rows)
     colour = low.x.float().mean(dim=(0, 2, 3)).round().to(torch.uint8)[:, None, None]
-    mask = masks(network, low, colour, device)
-
-    heads = []
+    mask, heads = masks(network, low, colour, device), []
     for inverted in (False, True):
         m = ~mask if inverted else mask
         new = (masked(low.x, m, colour), combined(low.x, m, low.x[partner], m[partner], colour))
@@ -122,9 +113,6 @@ def pairs(losses: Tensor, y: Tensor, limits: Tensor, n: int, generator: torch.Ge
 
     Returns:
         rows: int64 (n,); partner: int64 (n,), positions in `rows`.
-
-    Raises:
-        CamlError: a row without an image of another class.
     """
     order = torch.randperm(len(y), generator=generator)
     rows = order[losses[order] <= limits[-1]][:n]
@@ -134,11 +122,8 @@ def pairs(losses: Tensor, y: Tensor, limits: Tensor, n: int, generator: torch.Ge
         mine = torch.where((band == b) & (y[rows] == label))[0]
         others = torch.where((band <= b) & (y[rows] != label))[0]
         if len(mine) and not len(others):
-            raise CamlError(
-                what=f"all {len(mine)} images of low loss belong to class {label}",
-                expected="images of two classes, to combine them",
-                remedy="raise the loss quantile, or cut more pictures",
-            )
+            what, remedy = f"all images of low loss belong to class {label}", "raise the loss quantile, or cut more"
+            raise CamlError(what, "images of two classes, to combine them", remedy)
         if len(mine):
             partner[mine] = others[torch.randint(len(others), mine.shape, generator=generator)]
     return rows, partner
@@ -166,9 +151,6 @@ def heat_maps(network: Backbone, split: GroupDataset, device: torch.device) -> T
     With feature maps A_k it is sum_k w_k A_k, w_k the mean of d logit / d A_k over positions, each weighted by A_k. All
     backbones of the book average A_k over positions before their linear head: then the derivative is the same at every
     position, the weighting changes nothing, and captum's Grad-CAM *is* XGradCAM. No ReLU: only the order counts.
-
-    Raises:
-        CamlError: a network without feature maps.
     """
     from captum.attr import LayerGradCam
 
@@ -182,11 +164,7 @@ def heat_maps(network: Backbone, split: GroupDataset, device: torch.device) -> T
 
 @torch.no_grad()
 def last_maps(network: Backbone, x: Tensor) -> nn.Module:
-    """The module of the body that makes the last feature maps, those that are averaged to features.
-
-    Raises:
-        CamlError: no module has an output (B, C, h, w) with more than one position.
-    """
+    """The module of the body that makes the last feature maps, (B, C, h, w), those that are averaged to features."""
     seen: list[nn.Module] = []
 
     def note(module: nn.Module, _: object, output: Tensor) -> None:
@@ -198,10 +176,9 @@ def last_maps(network: Backbone, x: Tensor) -> nn.Module:
     for hook in hooks:
         hook.remove()
     if not seen:
+        what = "a network without feature maps, or images too small for it"
         raise CamlError(
-            what="a network without feature maps, or images too small for it",
-            expected="a convolutional backbone that averages maps of several positions",
-            remedy="use --backbone small_resnet or efficientnet_lite0 on images",
+            what, "maps of several positions, averaged", "use --backbone small_resnet or efficientnet_lite0"
         )
     return seen[-1]
 
@@ -212,9 +189,7 @@ def elbow(losses: Tensor) -> Tensor:
     As Kneedle (Satopaa et al., 2011) finds it: the point furthest below the straight line from the first loss to the
     last. Where no point lies below, masking costs nothing until the end, and the last cut is taken.
     """
-    share = torch.linspace(0, 1, losses.shape[1])
-    first, last = losses[:, :1], losses[:, -1:]
-    below = first + share * (last - first) - losses
+    below = losses[:, :1].lerp(losses[:, -1:], torch.linspace(0, 1, losses.shape[1])) - losses
     return torch.where(below.amax(dim=1) > 1e-6, below.argmax(dim=1), losses.shape[1] - 1)
 
 

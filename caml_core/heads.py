@@ -1,9 +1,8 @@
 """Linear heads on frozen features: what the last-layer methods make of the same numbers.
 
-The backbone is fixed; features are extracted once and standardised on the training split (`caml_core.features`). Every
-function here takes a training and a validation split of such features, x float32 or float64 (N, D), and returns a
-`Head`. All but `dfr` minimise one loss, sum_i w_i CE_i with weights that sum to 1, and differ in the weights and in who
-must know the groups:
+Features are extracted once and standardised on the training split (`caml_core.features`). Every function here takes a
+training and a validation split of them, x float32 or float64 (N, D), and returns a `Head`. All but `dfr` minimise one
+loss, sum_i w_i CE_i with weights that sum to 1, and differ in the weights and in who must know the groups:
 
 | method | weight of training example i | group labels to train | to choose |
 |:--|:--|:--|:--|
@@ -14,8 +13,8 @@ must know the groups:
 | `groupdro_head` | q_g/n_g, with q_g growing by exp(rate * loss of group g) at every step | training | validation |
 | `dfr` | trained on group-balanced subsets of the validation split | validation | validation |
 
-What is chosen is the epoch (or C, lambda, gamma) with the best validation worst-group accuracy, by the rule of
-`caml_core.metrics.select_epoch`."""
+What is chosen is the epoch (or C, lambda, gamma), by `select` (`caml_core.metrics.select_epoch`).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ from torch import Tensor
 from caml_core.device import stream_seed
 from caml_core.errors import CamlError
 from caml_core.groups import GroupDataset
-from caml_core.last_layer import Head, balanced_rows, best_of, descend, erm_head, halves, l1_logistic, noted
+from caml_core.last_layer import Device, Head, balanced_rows, best_of, descend, erm_head, halves, l1_logistic, noted
 from caml_core.linear import check_features
 from caml_core.metrics import Rule
 
@@ -35,17 +34,11 @@ C_GRID = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)
 
 
 def balanced_head(
-    train: GroupDataset,
-    val: GroupDataset,
-    *,
-    device: torch.device | None = None,
-    epochs: int = 50,
-    select: Rule = "worst_group",
+    train: GroupDataset, val: GroupDataset, *, device: Device = None, epochs: int = 50, select: Rule = "worst_group"
 ) -> Head:
-    """Every group that has training examples counts the same: w_i = 1 / (G n_g(i)). Nothing random in it.
+    """Every group that has training examples counts the same: w_i = 1 / (G n_g(i)).
 
-    The last layer retrained with group balance on the training split, as "DFR Tr" of Kirichenko et al. (arXiv
-    2204.02937) does with balanced subsets.
+    "DFR Tr" of Kirichenko et al. (arXiv 2204.02937) does the same with balanced subsets.
     """
     weights = _normal(1 / train.group_counts[train.group].double())
     return descend(train, val, weights.to, epochs=epochs, select=select, device=device)
@@ -55,7 +48,7 @@ def groupdro_head(
     train: GroupDataset,
     val: GroupDataset,
     *,
-    device: torch.device | None = None,
+    device: Device = None,
     rate: float = 0.1,
     epochs: int = 50,
     select: Rule = "worst_group",
@@ -80,7 +73,7 @@ def jtt_head(
     train: GroupDataset,
     val: GroupDataset,
     *,
-    device: torch.device | None = None,
+    device: Device = None,
     first_epochs: int = 10,
     upweights: Sequence[float] = (5, 10, 20, 50),
     epochs: int = 50,
@@ -108,7 +101,7 @@ def afr(
     val: GroupDataset,
     *,
     seed: int = 0,
-    device: torch.device | None = None,
+    device: Device = None,
     held_out: float = 0.2,
     gammas: Sequence[float] = (4, 8, 12, 16, 20),
     pulls: Sequence[float] = (0.0, 1.0),
@@ -134,11 +127,8 @@ def afr(
     first, rest = train.subset(order[cut:].sort().values), train.subset(order[:cut].sort().values)
     per_class = torch.bincount(rest.y, minlength=len(train.class_names))
     if int(per_class.min()) == 0:
-        raise CamlError(
-            what=f"held_out={held_out} leaves {per_class.tolist()} examples by class",
-            expected="some of every class",
-            remedy="hold out about 0.2, of more data",
-        )
+        what = f"held_out={held_out} leaves {per_class.tolist()} examples by class"
+        raise CamlError(what, "some of every class", "hold out about 0.2, of more data")
     erm = erm_head(first, val, seed=seed, device=device)
     p = erm.logits(rest.x).double().softmax(dim=1).gather(1, rest.y[:, None])[:, 0]
     heads = []
@@ -176,11 +166,9 @@ def dfr(
     check_features(val, val)
     few = [name for name, count in zip(val.group_names, val.group_counts.tolist()) if count < 2]
     if few:
-        raise CamlError(
-            what=f"fewer than two validation examples of group {'; '.join(few)}",
-            expected="two or more of every group, to fit and to choose C",
-            remedy="give more validation labels, or use a method that does not train on the groups",
-        )
+        what = f"fewer than two validation examples of group {'; '.join(few)}"
+        remedy = "give more validation labels, or use a method that does not train on the groups"
+        raise CamlError(what, "two or more of every group, to fit and to choose C", remedy)
     generator = torch.Generator().manual_seed(stream_seed(seed, 0))
     half, held = (val.subset(rows) for rows in halves(val.group, generator))
     half = half.subset(balanced_rows(half.group, generator))

@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from caml_core.device import stream_seed
@@ -29,8 +30,7 @@ from caml_core.groups import GroupDataset
 from caml_core.hsfm_settings import PUBLISHED, Settings
 from caml_core.hypergradients import Answer, Problem
 from caml_core.implicit import hypergradient
-from caml_core.linear import Adam, check_features, cross_entropies, head_gradient, head_logits, one_hot
-from caml_core.metrics import wilson
+from caml_core.linear import Adam, all_finite, check_features, cross_entropies, head_gradient, head_logits
 
 
 @dataclasses.dataclass
@@ -49,20 +49,6 @@ class Edits:
     loss: Tensor  # float (epochs, B), of the hard set under the trained head, before the epoch's first edit
 
 
-def draw_support(train: GroupDataset, n: int, seeds: Sequence[int]) -> Tensor:
-    """n training rows of each class for each seed, without replacement: int64 (B, n * C), class by class.
-
-    Raises:
-        CamlError: a class has fewer than n examples.
-    """
-    _enough(train, n, "support")
-    rows = []
-    for seed in seeds:
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-        rows.append(torch.cat([order[train.y[order] == c][:n] for c in range(len(train.class_names))]))
-    return torch.stack(rows)
-
-
 @torch.no_grad()
 def hsfm(
     train: GroupDataset,
@@ -72,8 +58,8 @@ def hsfm(
     settings: Settings = PUBLISHED["dominoes"],
     *,
     seeds: Sequence[int] = (0,),
-    alpha: Tensor | None = None,
-    eta: Tensor | None = None,
+    alpha: Tensor | Sequence[float] | None = None,
+    eta: Tensor | Sequence[float] | None = None,
     device: torch.device | None = None,
     project: Callable[[Tensor], Tensor] | None = None,
     on_epoch: Callable[[int, Tensor, Tensor, Tensor, Tensor], None] | None = None,
@@ -81,49 +67,40 @@ def hsfm(
     """Solve B problems at once: one for each seed, which draws the support set (and a random hard set).
 
     Args:
-        train, val: features in place of images, x float32 or float64 (N, D), scaled alike.
+        train, val: features in place of images, x float32 or float64 (N, D), scaled alike; all is computed in it.
         weight, bias: the ERM head, float (C, D) and (C,), or one for each problem, (B, C, D) and (B, C).
         seeds: B of them; repeat a seed to compare settings on the same support set.
         alpha, eta: (B,), where the problems differ in them; default: those of `settings`.
-        project: applied to the support features (B, S, D) after every edit, where features must stay on some set, such
-            as the sphere of CLIP (`caml_core.pictures.space`).
+        project: applied to the support features (B, S, D) after every edit, such as back to the sphere of CLIP.
         on_epoch: called with (epoch, support (B, S, D), weight, bias, hard rows (B, K C)) after each epoch, and with
             epoch 0 before the first; tensors must not be changed.
 
     Raises:
-        CamlError: NaN in features or head, too few examples of a class, a head that does not fit, an inner loop that
-            diverges at once.
+        CamlError: NaN in features or head, too few of a class, a head that does not fit, an inner loop that diverges.
     """
     check_features(train, val)
     _enough(val, settings.hard, "hard", val.is_minority if settings.hard_set == "minority" else slice(None))
-    device, dtype, b = device or torch.device("cpu"), train.x.dtype, len(seeds)
-    c, d = len(train.class_names), train.x.shape[1]
-    weight, bias = torch.as_tensor(weight, dtype=dtype), torch.as_tensor(bias, dtype=dtype)
-    if (
-        weight.shape not in ((c, d), (b, c, d))
-        or bias.shape not in ((c,), (b, c))
-        or not bool(torch.isfinite(weight.sum() + bias.sum()))
-    ):
-        raise CamlError(
-            what=f"a head {tuple(weight.shape)} and {tuple(bias.shape)} for {b} seeds, {d} features and {c} classes",
-            expected=f"finite ({c}, {d}) and ({c},), or one for each seed",
-            remedy="pass the head that was trained on these features",
-        )
-    weight, bias = weight.to(device).expand(b, c, d).clone(), bias.to(device).expand(b, c).clone()
-    step_head = torch.as_tensor(settings.alpha if alpha is None else alpha, dtype=dtype, device=device).expand(b)
-    step_edit = torch.as_tensor(settings.eta if eta is None else eta, dtype=dtype, device=device).expand(b)
+    b, c, d, n = len(seeds), len(train.class_names), train.x.shape[1], len(val)
+    like = torch.empty(0, dtype=train.x.dtype, device=device)
+    weight, bias, alpha, eta = (
+        torch.as_tensor(value, dtype=like.dtype, device=device)
+        for value in (weight, bias, settings.alpha if alpha is None else alpha, settings.eta if eta is None else eta)
+    )
+    if (weight.shape[-2:], bias.shape[-1:]) != ((c, d), (c,)) or not (all_finite(weight) and all_finite(bias)):
+        what = f"a head {tuple(weight.shape)} and {tuple(bias.shape)} for {d} features and {c} classes"
+        remedy = "pass the head that was trained on these features"
+        raise CamlError(what, f"finite ({c}, {d}) and ({c},), or one for each seed", remedy)
+    weight, bias, alpha, eta = weight.expand(b, c, d).clone(), bias.expand(b, c).clone(), alpha.expand(b), eta.expand(b)
     rows = draw_support(train, settings.support, seeds)
     before, y = train.x[rows].to(device), train.y[rows].to(device)
-    val_x, val_y = val.x.to(device), val.y.to(device)
-
-    h = before.clone()
-    edit_state, weight_state, bias_state = Adam(h, step_edit), Adam(weight, step_head), Adam(bias, step_head)
-    target, classes, groups = one_hot(y, c, h), one_hot(val_y, c, h), one_hot(val.group.to(device), val.n_groups, h)
-    chance, n = int(classes.sum(dim=0).max()), len(val)  # right answers of the best constant, which are 0 in some group
-    enough_right = next((k for k in range(chance, n + 1) if wilson(k, n)[0] > 100 * chance / n), n + 1)
+    val_x, val_y, h = val.x.to(device), val.y.to(device), before.clone()
+    edit_state, head_states = Adam(h, eta), (Adam(weight, alpha), Adam(bias, alpha))
+    classes, groups = (F.one_hot(of, m).to(h) for of, m in ((val_y, c), (val.group.to(device), val.n_groups)))
+    target, chance = F.one_hot(y, c).to(h), int(classes.sum(dim=0).max())
+    clearly = chance + 1.959964 * math.sqrt(chance * (n - chance) / n)  # chance below Wilson's interval
     accuracies, averages, losses = [], [], []
     best = torch.zeros(b, dtype=torch.long, device=device)
-    best_score, kept = torch.full((b,), -math.inf, dtype=dtype, device=device), [t.clone() for t in (weight, bias, h)]
+    best_score, kept = torch.full_like(alpha, -math.inf), [part.clone() for part in (weight, bias, h)]
     saturated, diverged = torch.zeros(2, b, dtype=torch.bool, device=device)
     logits = head_logits(val_x, weight, bias)
     for epoch in range(settings.epochs + 1):
@@ -132,29 +109,23 @@ def hsfm(
             first_hard = hard
         else:
             union, inverse = hard.unique(return_inverse=True)  # all problems read the same rows of the validation set
-            share = torch.zeros(b, len(union), dtype=dtype, device=device).scatter_(1, inverse, 1 / hard.shape[1])
-            hard_x, hard_y = val_x.index_select(0, union), val_y[union]
+            share = h.new_zeros(b, len(union)).scatter_(1, inverse, 1 / hard.shape[1])
+            problem = Problem(h, y, val_x.index_select(0, union), val_y[union], weight, bias, share)
             for edit in range(settings.edits):
-                problem = Problem(h, y, hard_x, hard_y, weight, bias, share)
-                answer = hypergradient(problem, settings.hypergradient, alpha=step_head, steps=settings.steps)
+                answer = hypergradient(problem, settings.hypergradient, alpha=alpha, steps=settings.steps)
                 if edit == 0:
                     losses.append(answer.loss)
-                    diverged |= _climbs(problem, answer, step_head, settings.steps, look_closely=epoch == 1)
-                norm = answer.gradient.flatten(1).norm(dim=1)
-                saturated |= norm == 0
-                gradient = answer.gradient.mul_((settings.clip / norm.clamp_min(settings.clip))[:, None, None])
+                    diverged |= _climbs(problem, answer, alpha, settings.steps if epoch == 1 else 0)
+                saturated |= clip(answer.gradient, settings.clip) == 0
                 if settings.edit_optimizer == "adam":
-                    edit_state.step(h, gradient)
+                    edit_state.step(h, answer.gradient)
                 else:
-                    h.sub_(step_edit[:, None, None] * gradient)
+                    h.sub_(eta[:, None, None] * answer.gradient)
                 if project is not None:
                     h.copy_(project(h))
-            for _ in range(settings.steps):
-                g_weight, g_bias = head_gradient(h, target, 1 / h.shape[1], weight, bias)
-                weight_state.step(weight, g_weight)
-                bias_state.step(bias, g_bias)
+            train_head(h, target, weight, bias, head_states, settings.steps)
             logits = head_logits(val_x, weight, bias)
-        right = (logits.argmax(dim=-1) == val_y).to(dtype)  # (B, N)
+        right = (logits.argmax(dim=-1) == val_y).to(h)  # (B, N)
         by_group, by_class = (100 * (right @ each) / each.sum(dim=0) for each in (groups, classes))
         accuracies.append(by_group)
         averages.append(100 * right.mean(dim=1))
@@ -162,17 +133,15 @@ def hsfm(
             score = -cross_entropies(logits, val_y).gather(1, first_hard).mean(dim=1)
         else:
             score = (by_group.nan_to_num(nan=101.0) if settings.select == "worst_group" else by_class).amin(dim=1)
-        able = ~diverged & (right.sum(dim=1) >= enough_right) | (epoch == 0)
-        better = able & (score > best_score)
+        better = (~diverged & (right.sum(dim=1) > clearly) | (epoch == 0)) & (score > best_score)
         best_score, best = torch.where(better, score, best_score), torch.where(better, epoch, best)
         for old, new in zip(kept, (weight, bias, h)):
             old[better] = new[better]
         if on_epoch is not None:
             on_epoch(epoch, h, weight, bias, hard)
-    for some, what in (
-        (diverged, "inner loops that diverge; no epoch after that was chosen"),
-        (saturated, "a hypergradient of exactly 0, since all support is fitted"),
-    ):
+    late = "inner loops that diverge; no epoch after that was chosen"
+    fitted = "a hypergradient of exactly 0, since all support is fitted"
+    for some, what in ((diverged, late), (saturated, fitted)):
         if some.any():
             remedy = "lower alpha or eta, or take more support"
             warnings.warn(f"{int(some.sum())} of {b} problems met {what}: {remedy}", stacklevel=2)
@@ -180,12 +149,23 @@ def hsfm(
     return Edits(kept[0], kept[1], best, before, kept[2], y, rows, accuracy, average, loss)
 
 
-def hard_rows(logits: Tensor, val: GroupDataset, settings: Settings, seeds: Sequence[int], epoch: int) -> Tensor:
-    """Rows of the hard set, K of each class: int64 (B, K C).
+def draw_support(train: GroupDataset, n: int, seeds: Sequence[int]) -> Tensor:
+    """n training rows of each class for each seed, without replacement: int64 (B, n * C), class by class."""
+    _enough(train, n, "support")
+    orders = [torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    classes = range(len(train.class_names))
+    return torch.stack([torch.cat([order[train.y[order] == c][:n] for c in classes]) for order in orders])
 
-    Args:
-        logits: (B, N, C), of the validation set under each head.
-    """
+
+def _enough(split: GroupDataset, n: int, kind: str, rows: Tensor | slice = slice(None)) -> None:
+    for name, count in zip(split.class_names, torch.bincount(split.y[rows], minlength=len(split.class_names))):
+        if count < n:
+            what = f"class {name} has {count} examples for {n} of the {kind} set"
+            raise CamlError(what, "as many of each class", f"lower the setting `{kind}`, or give more data")
+
+
+def hard_rows(logits: Tensor, val: GroupDataset, settings: Settings, seeds: Sequence[int], epoch: int) -> Tensor:
+    """Rows of the hard set, K of each class: int64 (B, K C), from the validation set's `logits` (B, N, C)."""
     y = val.y.to(logits.device)
     if settings.hard_set == "random":
         generators = [torch.Generator().manual_seed(stream_seed(seed, epoch)) for seed in seeds]
@@ -198,35 +178,35 @@ def hard_rows(logits: Tensor, val: GroupDataset, settings: Settings, seeds: Sequ
     return torch.cat([rows[score[:, rows].topk(settings.hard, dim=1).indices] for rows in of_class], dim=1)
 
 
-def _climbs(problem: Problem, answer: Answer, alpha: Tensor, steps: int, look_closely: bool) -> Tensor:
+def clip(gradient: Tensor, longest: float) -> Tensor:
+    """Shorten gradients (B, S, D) in place to a norm of at most `longest`; returns the norms that they had, (B,)."""
+    norm = gradient.flatten(1).norm(dim=1)
+    gradient.mul_((longest / norm.clamp_min(longest))[:, None, None])
+    return norm
+
+
+def train_head(h: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, states: Sequence[Adam], steps: int) -> None:
+    """Adam on the mean cross-entropy of support features (B, S, D) with one-hot labels; the head changes in place."""
+    for _ in range(steps):
+        gradients = head_gradient(h, labels, 1 / h.shape[1], weight, bias)
+        for state, parameter, gradient in zip(states, (weight, bias), gradients):
+            state.step(parameter, gradient)
+
+
+def _climbs(problem: Problem, answer: Answer, alpha: Tensor, look: int) -> Tensor:
     """Which inner loops raise the support loss that they descend by more than 1, or leave the numbers: bool (B,).
 
-    Raises:
-        CamlError: one does so in the first epoch (`look_closely`: there every step is looked at, since an overshoot can
-            end well), when hardly anything is edited: its steps are too large.
+    In the first epoch, when hardly anything is edited, this is an error; there every one of the `look` steps is looked
+    at, since an overshoot can end well.
     """
     h, y, heads = problem.support, problem.support_y, [(problem.weight, problem.bias)]
-    for _ in range(steps if look_closely else 0):
-        g_weight, g_bias = head_gradient(h, one_hot(y, answer.bias.shape[1], h), 1 / h.shape[1], *heads[-1])
+    for _ in range(look):
+        g_weight, g_bias = head_gradient(h, F.one_hot(y, answer.bias.shape[1]), 1 / h.shape[1], *heads[-1])
         heads.append((heads[-1][0] - alpha[:, None, None] * g_weight, heads[-1][1] - alpha[:, None] * g_bias))
-    losses = [cross_entropies(head_logits(h, *head), y).mean(dim=1) for head in (*heads, (answer.weight, answer.bias))]
-    path = torch.stack(losses)
+    path = torch.stack([cross_entropies(head_logits(h, *head), y).mean(dim=1) for head in (*heads, answer[2:])])
     bad = ~(torch.isfinite(path) & (path <= path[0] + 1)).all(dim=0)
-    if look_closely and bad.any():
-        raise CamlError(
-            what=f"the inner loop diverges in epoch 1: support losses {path[:, bad][:, 0].tolist()}",
-            expected="steps that lower the loss they descend",
-            remedy="lower alpha (caml_core.hsfm_settings.scaled knows other widths and norms)",
-        )
+    if look and bad.any():
+        what = f"the inner loop diverges in epoch 1: support losses {path[:, bad][:, 0].tolist()}"
+        remedy = "lower alpha (caml_core.hsfm_settings.scaled knows other widths and norms)"
+        raise CamlError(what, "steps that lower the loss they descend", remedy)
     return bad
-
-
-def _enough(split: GroupDataset, n: int, kind: str, rows: Tensor | slice = slice(None)) -> None:
-    counts = torch.bincount(split.y[rows], minlength=len(split.class_names))
-    if int(counts.min()) < n:
-        few = int(counts.argmin())
-        raise CamlError(
-            what=f"class {split.class_names[few]} has {int(counts[few])} examples for {n} of the {kind} set",
-            expected=f"at least {n} of each class",
-            remedy=f"lower the setting `{kind}`, or give more data",
-        )

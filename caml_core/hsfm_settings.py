@@ -20,7 +20,7 @@ HYPERGRADIENTS: tuple[How, ...] = get_args(How)
 
 @checked.settings
 class Settings:
-    """Settings of HSFM; the defaults are those published for Dominoes. All counts and sizes are above 0."""
+    """Settings of HSFM; the defaults are those published for Dominoes."""
 
     support: PositiveInt = 16  # n, support examples of each class
     steps: PositiveInt = 10  # T, of the inner loop and of the head
@@ -48,15 +48,11 @@ PUBLISHED = {  # for 2,048 features of a ResNet-50
 
 
 def scaled(settings: Settings, features: Tensor) -> Settings:
-    """The same procedure on features of another width or norm than the 2,048 standardised ones of `PUBLISHED`.
+    """The same procedure on standardised features (N, D) of another width than the 2,048 of `PUBLISHED`.
 
-    Let r be the root mean square of a feature and D their number. An edit by Adam moves a feature by eta, so eta goes
-    with r. An inner step moves a logit by alpha <h, h'> ~ alpha D r^2 (the Gram matrix), and Adam's step of the head by
-    alpha |h|_1 ~ alpha D r; both keep their effect on standardised features when alpha goes with 1 / D. With r = 1 the
-    two rules for alpha agree, so standardise first.
-
-    Args:
-        features: float (N, D), standardised.
+    Let r be the root mean square of a feature. An edit by Adam moves a feature by eta, so eta goes with r. An inner
+    step moves a logit by alpha <h, h'> ~ alpha D r^2, and Adam's step of the head by alpha |h|_1 ~ alpha D r; both keep
+    their effect when alpha goes with 1 / D. With r = 1 the two rules for alpha agree, so standardise first.
     """
     r = float(features.double().square().mean().sqrt())
     return dataclasses.replace(settings, alpha=settings.alpha * 2048 / (features.shape[1] * r), eta=settings.eta * r)

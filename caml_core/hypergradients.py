@@ -1,14 +1,9 @@
 """How the features of a support set should move so that the linear head trained on them does well on hard examples.
 
 HSFM (arXiv 2603.29313) edits support features H. Training the softmax head (W, b) on them for T steps of size alpha
-from (W_0, b_0) and scoring it on a hard set V gives an outer loss F(H). Ways to dF/dH:
-
-| function | derivative of | cost beyond two passes over V |
-|:--|:--|:--|
-| `unrolled` | the T steps, by autograd: the reference | T small graphs, twice |
-| `adjoint` | the same, by hand, in Gram space: exact | one S x S matrix, T products S x S x C |
-| `adjoint(last=k)`, `first_order` | the last k steps; no step feeding into a later one | the same or less |
-| `caml_core.implicit` | the minimum of a regularised inner problem | a Newton solve and a linear system |
+from (W_0, b_0) and scoring it on a hard set V gives an outer loss F(H). Here is dF/dH through the T steps: by autograd
+(`unrolled`, the reference) and by hand, in part (`first_order`) or exactly (`adjoint`). `caml_core.implicit` takes the
+minimum in place of T steps, and calls any of them by name.
 
 **The adjoint.** Write h~ = (h, 1) for a feature vector with its bias, P_t = softmax(Z_t) and R_t = P_t - Y for the
 probabilities and residuals of the support set at step t, G = H H' + 1 for its Gram matrix. Then the whole of training
@@ -27,7 +22,7 @@ gives the derivative through every step, with nothing D wide kept per step.
 
 The functions take a leading dimension B (many seeds, many settings) and loop only over the T steps. The code keeps
 logits, P_t, R_t and B_t transposed, class by class (B, C, S): over so few classes, softmax along the last dimension is
-ten times slower. `caml_core.implicit.hypergradient` calls one by name.
+ten times slower.
 """
 
 from __future__ import annotations
@@ -38,21 +33,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caml_core.linear import cross_entropies, head_logits, one_hot, through_softmax
+from caml_core.linear import cross_entropies, head_logits, through_softmax
 
 GRAM_UP_TO = 96  # support examples for which the Gram matrix pays (measured between 64 and 128, D = 2,048)
 
 
 class Problem(NamedTuple):
-    """Support set, hard set and the head that training starts from, for B problems.
-
-    The hard set may be one for all (K, D), which is much cheaper than B copies; `hard_weight` then says what each
-    problem makes of its rows.
-    """
+    """Support set, hard set and the head that training starts from, for B problems."""
 
     support: Tensor  # float (B, S, D), the features H to be edited
     support_y: Tensor  # int64 (B, S)
-    hard: Tensor  # float (B, K, D), or (K, D) for all problems
+    hard: Tensor  # float (B, K, D), or (K, D) for all problems, which is much cheaper
     hard_y: Tensor  # int64 (B, K), or (K,)
     weight: Tensor  # float (B, C, D)
     bias: Tensor  # float (B, C)
@@ -94,14 +85,10 @@ def outer(problem: Problem, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tenso
 
 
 def _train(problem: Problem, rate: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """T inner steps in Gram space.
-
-    Returns:
-        rate * G (B, S, S); probabilities and residuals of every step (T, B, C, S); the trained weight and bias.
-    """
+    """T inner steps: rate * G (B, S, S); P and R of every step (T, B, C, S); the trained weight and bias."""
     h = problem.support
     gram = rate * (h @ h.mT + 1)
-    y = one_hot(problem.support_y, problem.bias.shape[-1], h).mT.contiguous()
+    y = (problem.support_y[:, None] == torch.arange(problem.bias.shape[-1], device=h.device)[:, None]).to(h)
     z = problem.weight @ h.mT + problem.bias[..., None]
     p, r = z.new_empty(2, steps, *z.shape)
     for p_t, r_t in zip(p, r):
@@ -116,8 +103,7 @@ def adjoint(problem: Problem, *, alpha: float | Tensor, steps: int, last: int | 
     """Loss and exact hypergradient by the reverse sweep that the top of this file derives.
 
     Args:
-        alpha: size of an inner step, one number or (B,).
-        steps: T.
+        alpha: size of an inner step, one number or (B,); `steps`: T.
         last: differentiate only through the last so many steps (a truncated sweep); None: through all.
     """
     h = problem.support
@@ -128,8 +114,7 @@ def adjoint(problem: Problem, *, alpha: float | Tensor, steps: int, last: int | 
     loss, m, m_bias = outer(problem, weight, bias)
     first = 0 if last is None else max(0, steps - last)
     q = -rate * (m @ h.mT + m_bias[..., None])
-    parts = []
-    total = torch.zeros_like(q)  # B_{t+1} + ... + B_{T-1}
+    parts, total = [], torch.zeros_like(q)  # B_t; B_{t+1} + ... + B_{T-1}
     for probabilities in reversed(p[first:].unbind()):
         parts.append(through_softmax(torch.baddbmm(q, total, gram, alpha=-1), probabilities))
         total = total + parts[-1]
@@ -160,7 +145,7 @@ def adjoint_in_weights(problem: Problem, *, alpha: float | Tensor, steps: int) -
     h = problem.support
     rate = per_problem(alpha, h) / h.shape[1]
     h1 = torch.cat([h, torch.ones_like(h[..., :1])], dim=-1)  # H~
-    y = one_hot(problem.support_y, problem.bias.shape[-1], h).mT.contiguous()
+    y = (problem.support_y[:, None] == torch.arange(problem.bias.shape[-1], device=h.device)[:, None]).to(h)
     w = torch.cat([problem.weight, problem.bias[..., None]], dim=-1)
     path = []
     for _ in range(steps):
@@ -200,8 +185,7 @@ def unrolled(problem: Problem, *, alpha: float | Tensor, steps: int) -> Answer:
     rate = per_problem(alpha, h)
     weight, bias = (head.detach().requires_grad_() for head in (problem.weight, problem.bias))
     for _ in range(steps):
-        log_p = (h @ weight.mT + bias[:, None]).log_softmax(dim=-1)
-        losses = -log_p.gather(-1, problem.support_y[..., None]).mean(dim=(1, 2))
+        losses = cross_entropies(head_logits(h, weight, bias), problem.support_y).mean(dim=1)
         # The sum over the batch: each problem gets its own gradient.
         g_weight, g_bias = torch.autograd.grad(losses.sum(), (weight, bias), create_graph=True)
         weight, bias = weight - rate * g_weight, bias - rate[..., 0] * g_bias

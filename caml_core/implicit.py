@@ -12,56 +12,33 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from caml_core.hsfm_settings import How
 from caml_core.hypergradients import Answer, Problem, adjoint, first_order, outer, per_problem, unrolled
-from caml_core.linear import one_hot, through_softmax
+from caml_core.linear import through_softmax
 
 Solver = Literal["cg", "neumann", "kfac"]
 
 
-def solve_head(problem: Problem, strength: float | Tensor, *, iterations: int = 30) -> tuple[Tensor, Tensor, Tensor]:
-    """Minimise mean CE(H; W) + strength/2 ||W - W_0||^2 over the head, bias included.
+@torch.no_grad()
+def hypergradient(problem: Problem, how: How = "adjoint", *, alpha: float | Tensor, steps: int) -> Answer:
+    """How the hard set's loss after training changes with the support features; with or without the dimension B.
 
-    At the minimum W = W_0 - A' H~ with A = R(W) / (S strength), so the search is for the S x C matrix A. Newton's
-    method, each step halved until the loss falls: exact to rounding in a few iterations.
-
-    Returns:
-        weight (B, C, D), bias (B, C), probabilities on the support set (B, S, C).
+    Args:
+        how: one of the three ways through the T = `steps` inner steps of size `alpha` (one number or (B,)), or one of
+            the three to the minimum that they approach, with the regulariser 1/(alpha T).
     """
-    h = problem.support
-    n, c = h.shape[1], problem.bias.shape[-1]
-    mu = per_problem(strength, h)
-    gram = h @ h.mT + 1
-    y = one_hot(problem.support_y, c, h)
-    z0 = h @ problem.weight.mT + problem.bias[:, None]
-    eye = torch.eye(n * c, dtype=h.dtype, device=h.device)
-
-    def objective(a: Tensor) -> Tensor:
-        """(B, S, C) to (B,): mean cross-entropy plus the pull to W_0, whose square is <A, G A>."""
-        log_p = (z0 - gram @ a).log_softmax(dim=-1)
-        return -(log_p * y).sum(dim=(1, 2)) / n + 0.5 * mu[:, 0, 0] * (a * (gram @ a)).sum(dim=(1, 2))
-
-    a = torch.zeros_like(z0)
-    eps = torch.finfo(h.dtype).eps
-    for _ in range(iterations):
-        p = (z0 - gram @ a).softmax(dim=-1)
-        wrong = a - (p - y) / (n * mu)  # 0 at the minimum
-        j = torch.diag_embed(p) - p[..., :, None] * p[..., None, :]  # (B, S, C, C)
-        system = torch.einsum("bicd,bij->bicjd", j, gram).reshape(-1, n * c, n * c) / (n * mu)
-        step = torch.linalg.solve(eye + system, wrong.flatten(1)).view_as(a)
-        now, length = objective(a), torch.ones_like(mu)
-        for _ in range(20):
-            worse = objective(a - length * step) > now * (1 + 16 * eps)  # by more than rounding
-            if not worse.any():
-                break
-            length = torch.where(worse[:, None, None], length / 2, length)
-        a = a - length * step
-        if (step.flatten(1).norm(dim=1) <= eps**0.75 * a.flatten(1).norm(dim=1)).all():
-            break
-    p = (z0 - gram @ a).softmax(dim=-1)
-    return problem.weight - a.mT @ h, problem.bias - a.sum(dim=1), p
+    if problem.support.ndim == 2:
+        shared = ("hard", "hard_y")
+        one = Problem(**{k: v if v is None or k in shared else v[None] for k, v in problem._asdict().items()})
+        return Answer(*(part[0] for part in hypergradient(one, how, alpha=alpha, steps=steps)))
+    through = {"adjoint": adjoint, "unrolled": unrolled, "first_order": first_order}
+    if how in through:
+        return through[how](problem, alpha=alpha, steps=steps)
+    strength = 1 / (steps * per_problem(alpha, problem.support))
+    return implicit(problem, strength=strength, solver="cg" if how == "implicit" else how)  # type: ignore[arg-type]
 
 
 def implicit(problem: Problem, *, strength: float | Tensor, solver: Solver = "cg", iterations: int = 50) -> Answer:
@@ -76,9 +53,8 @@ def implicit(problem: Problem, *, strength: float | Tensor, solver: Solver = "cg
             largest eigenvalue), "kfac" (the Hessian replaced by a Kronecker product, inverted exactly).
         iterations: of cg or neumann.
     """
-    h = problem.support
+    h, mu = problem.support, per_problem(strength, problem.support)
     n = h.shape[1]
-    mu = per_problem(strength, h)
     weight, bias, p = solve_head(problem, strength)
     loss, m, m_bias = outer(problem, weight, bias)
     h1 = torch.cat([h, torch.ones_like(h[..., :1])], dim=-1)  # H~
@@ -98,9 +74,46 @@ def implicit(problem: Problem, *, strength: float | Tensor, solver: Solver = "cg
             x = x + term
     else:
         x = _kfac_inverse(h1, p, m1, mu)
-    residual = p - one_hot(problem.support_y, p.shape[-1], h)
+    residual = p - F.one_hot(problem.support_y, p.shape[-1])
     gradient = -(residual @ x[..., :-1] + through_softmax(h1 @ x.mT, p, classes=2) @ weight) / n
     return Answer(loss, gradient, weight, bias)
+
+
+def solve_head(problem: Problem, strength: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Minimise mean CE(H; W) + strength/2 ||W - W_0||^2 over the head, bias included.
+
+    At the minimum W = W_0 - A' H~ with A = R(W) / (S strength), so the search is for the S x C matrix A. Newton's
+    method, each step halved until the loss falls: exact to rounding in a few iterations.
+    Returns weight (B, C, D), bias (B, C) and probabilities on the support set (B, S, C).
+    """
+    h, mu, c = problem.support, per_problem(strength, problem.support), problem.bias.shape[-1]
+    n, eps = h.shape[1], torch.finfo(h.dtype).eps
+    gram, y = h @ h.mT + 1, F.one_hot(problem.support_y, c).to(h)
+    z0 = h @ problem.weight.mT + problem.bias[:, None]
+    eye = torch.eye(n * c, dtype=h.dtype, device=h.device)
+
+    def objective(a: Tensor) -> Tensor:
+        """(B, S, C) to (B,): mean cross-entropy plus the pull to W_0, whose square is <A, G A>."""
+        log_p = (z0 - gram @ a).log_softmax(dim=-1)
+        return -(log_p * y).sum(dim=(1, 2)) / n + 0.5 * mu[:, 0, 0] * (a * (gram @ a)).sum(dim=(1, 2))
+
+    a = torch.zeros_like(z0)
+    for _ in range(30):
+        p = (z0 - gram @ a).softmax(dim=-1)
+        wrong = a - (p - y) / (n * mu)  # 0 at the minimum
+        j = torch.diag_embed(p) - p[..., :, None] * p[..., None, :]  # (B, S, C, C)
+        system = torch.einsum("bicd,bij->bicjd", j, gram).reshape(-1, n * c, n * c) / (n * mu)
+        step = torch.linalg.solve(eye + system, wrong.flatten(1)).view_as(a)
+        now, length = objective(a), torch.ones_like(mu)
+        for _ in range(20):
+            worse = objective(a - length * step) > now * (1 + 16 * eps)  # by more than rounding
+            length = torch.where(worse[:, None, None], length / 2, length)
+            if not worse.any():
+                break
+        a = a - length * step
+        if (step.flatten(1).norm(dim=1) <= eps**0.75 * a.flatten(1).norm(dim=1)).all():
+            break
+    return problem.weight - a.mT @ h, problem.bias - a.sum(dim=1), (z0 - gram @ a).softmax(dim=-1)
 
 
 def _conjugate_gradients(hessian: Callable[[Tensor], Tensor], right: Tensor, iterations: int) -> Tensor:
@@ -110,8 +123,7 @@ def _conjugate_gradients(hessian: Callable[[Tensor], Tensor], right: Tensor, ite
         return (a * b).sum(dim=(1, 2), keepdim=True)
 
     tiny = torch.finfo(right.dtype).tiny
-    x, residual, direction = torch.zeros_like(right), right, right
-    square = dot(residual, residual)
+    x, residual, direction, square = torch.zeros_like(right), right, right, dot(right, right)
     for _ in range(iterations):
         image = hessian(direction)
         length = square / dot(direction, image).clamp_min(tiny)
@@ -138,24 +150,3 @@ def _kfac_inverse(h1: Tensor, p: Tensor, right: Tensor, mu: Tensor) -> Tensor:
     rotated = v.mT @ right  # (B, C, D + 1)
     weight = 1 / (small[:, :, None] * large.clamp_min(0)[:, None] + mu) - 1 / mu
     return v @ (rotated / mu + (rotated @ basis * weight) @ basis.mT)
-
-
-UNROLLED = {"adjoint": adjoint, "unrolled": unrolled, "first_order": first_order}
-SOLVERS: dict[str, Solver] = {"implicit": "cg", "neumann": "neumann", "kfac": "kfac"}
-
-
-@torch.no_grad()
-def hypergradient(problem: Problem, how: How = "adjoint", *, alpha: float | Tensor, steps: int) -> Answer:
-    """How the hard set's loss after training changes with the support features; with or without the dimension B.
-
-    Args:
-        how: one of the three ways through the T = `steps` inner steps of size `alpha` (one number or (B,)), or one of
-            the three to the minimum that they approach, with the regulariser 1/(alpha T).
-    """
-    if problem.support.ndim == 2:
-        shared = ("hard", "hard_y")
-        one = Problem(**{k: v if v is None or k in shared else v[None] for k, v in problem._asdict().items()})
-        return Answer(*(part[0] for part in hypergradient(one, how, alpha=alpha, steps=steps)))
-    if how in UNROLLED:
-        return UNROLLED[how](problem, alpha=alpha, steps=steps)
-    return implicit(problem, strength=1 / (steps * per_problem(alpha, problem.support)), solver=SOLVERS[how])

@@ -1,7 +1,7 @@
 """The last layer on frozen features: trained by ERM or by weighted descent, or fitted; the best kept by validation.
 
 What the methods of `caml_core.heads` are made of. All refuse, by `CamlError`, features with NaN and splits that differ
-in width, type or classes.
+in their classes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from caml_core.training import Erm, Run, fit, train_erm
 
 STEPS = 4  # full-batch steps between two looks at the validation split, called an epoch
 Weigh = Callable[[Tensor], Tensor]  # losses (N,) to weights (N,) that sum to 1; called at every step
+Device = torch.device | None  # None: the CPU
 
 
 class Head(NamedTuple):
@@ -40,7 +41,7 @@ def erm_head(
     val: GroupDataset,
     *,
     seed: int = 0,
-    device: torch.device | None = None,
+    device: Device = None,
     epochs: int = 8,
     batch_size: int = 64,
     lr: float = 1e-3,
@@ -65,7 +66,7 @@ def descend(
     step: float = 0.2,
     epochs: int = 50,
     select: Rule = "worst_group",
-    device: torch.device | None = None,
+    device: Device = None,
 ) -> Head:
     """Adam on sum_i w_i CE_i + pull ||theta - theta_0||^2, over all of `train` at once; keeps the best epoch.
 
@@ -81,8 +82,8 @@ def descend(
     x, y = train.x.to(device), train.y.to(device)
     head = nn.utils.skip_init(nn.Linear, x.shape[1], len(train.class_names), device=device, dtype=x.dtype)
     with torch.no_grad():
-        head.weight.copy_(start.weight if start else torch.zeros(()))
-        head.bias.copy_(start.bias if start else torch.zeros(()))
+        for part, given in zip(head.parameters(), start or torch.zeros(2)):
+            part.copy_(given)
     first = [part.detach().clone() for part in head.parameters()]
     opt = torch.optim.Adam(head.parameters(), lr=step / x.shape[1])
 
@@ -96,8 +97,8 @@ def descend(
             opt.step()
         return {"loss": float(loss.detach())}
 
-    how: Any = {"epochs": epochs, "batch_size": len(x), "select": select, "device": device}
-    return _head(head, fit(head, opt, run_epoch, val, config={}, progress=False, **how))
+    how: Any = {"epochs": epochs, "batch_size": len(x), "select": select, "device": device, "progress": False}
+    return _head(head, fit(head, opt, run_epoch, val, config={}, **how))
 
 
 def _head(head: nn.Linear, run: Run) -> Head:
@@ -144,8 +145,8 @@ def balanced_rows(group: Tensor, generator: torch.Generator) -> Tensor:
 
 def halves(group: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Rows of two random halves of every group; the first gets the odd example."""
-    rows = [(r[: (len(r) + 1) // 2], r[(len(r) + 1) // 2 :]) for r in _by_group(group, generator)]
-    return torch.cat([first for first, _ in rows]), torch.cat([second for _, second in rows])
+    first, second = zip(*(rows.tensor_split([(len(rows) + 1) // 2]) for rows in _by_group(group, generator)))
+    return torch.cat(first), torch.cat(second)
 
 
 def _by_group(group: Tensor, generator: torch.Generator) -> list[Tensor]:

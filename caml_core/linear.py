@@ -12,11 +12,6 @@ from caml_core.errors import CamlError
 from caml_core.groups import GroupDataset
 
 
-def one_hot(y: Tensor, n_classes: int, like: Tensor) -> Tensor:
-    """(..., N) labels to (..., N, C) of zeros and ones."""
-    return torch.zeros(*y.shape, n_classes, dtype=like.dtype, device=like.device).scatter_(-1, y[..., None], 1)
-
-
 def head_logits(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Logits of B heads, (B, N, C), on features (B, N, D) of their own or (N, D) for all."""
     if x.ndim == 3:
@@ -45,12 +40,12 @@ def head_gradient(
         labels: one-hot, (B, N, C).
         share: of every example in the loss, (B, N, 1) or one number.
     """
-    residual = ((x @ weight.mT + bias[:, None]).softmax(dim=-1) - labels) * share
+    residual = (head_logits(x, weight, bias).softmax(dim=-1) - labels) * share
     return residual.mT @ x, residual.sum(dim=1)
 
 
 class Adam:
-    """Adam (Kingma and Ba, arXiv 1412.6980) with a step size for each problem of the batch, in place.
+    """Adam (Kingma and Ba, arXiv 1412.6980) with a step size for each problem, (B,), in place.
 
     On a CPU as many problems at a time as stay in its cache: ten passes over memory cost more than the arithmetic.
     """
@@ -58,12 +53,12 @@ class Adam:
     def __init__(self, like: Tensor, step: Tensor) -> None:
         self.mean, self.square, self.t = torch.zeros_like(like), torch.zeros_like(like), 0
         self.size = step.view(-1, *[1] * (like.ndim - 1))
-        self.block = max(1, 2**16 * len(like) // like.numel()) if like.device.type == "cpu" else len(like)
+        self.blocks = max(1, like.numel() // 2**15) if like.device.type == "cpu" else 1
 
     def step(self, parameter: Tensor, gradient: Tensor) -> None:
         self.t += 1
         whole = (self.size / (1 - 0.9**self.t), self.mean, self.square, parameter, gradient)
-        for size, m, s, p, g in zip(*(part.split(self.block) for part in whole)):
+        for size, m, s, p, g in zip(*(part.chunk(self.blocks) for part in whole)) if self.blocks > 1 else [whole]:
             m.lerp_(g, 0.1)
             s.mul_(0.999).addcmul_(g, g, value=0.001)
             scale = s.div(1 - 0.999**self.t).sqrt_().add_(1e-8)
@@ -77,19 +72,10 @@ def all_finite(x: Tensor) -> bool:
 
 def check_features(train: GroupDataset, val: GroupDataset) -> None:
     """Refuse features from which a head would be wrong without a word."""
-    for name, split in (("training", train), ("validation", val)):
-        x = split.x
-        if x.ndim != 2 or len(x) == 0 or x.dtype not in (torch.float32, torch.float64) or not all_finite(x):
-            raise CamlError(
-                what=f"{name} features {tuple(x.shape)}, {x.dtype}, "
-                + ("finite" if all_finite(x) else "with NaN or infinity"),
-                expected="finite float32 or float64 (N, D), at least one row",
-                remedy="extract and standardise them again (caml_core.features); constant columns become 0",
-            )
-    if (train.x.shape[1], train.x.dtype, train.class_names) != (val.x.shape[1], val.x.dtype, val.class_names):
-        of = [f"{s.x.shape[1]} {s.x.dtype} features of {', '.join(s.class_names)}" for s in (train, val)]
-        raise CamlError(
-            what=f"{of[0]} to train, {of[1]} to validate",
-            expected="one width, one type, the same classes in the same order",
-            remedy="extract the features of both splits with one backbone",
-        )
+    for name, x in (("training", train.x), ("validation", val.x)):
+        if len(x) == 0 or x.dtype not in (torch.float32, torch.float64) or not all_finite(x):
+            what = f"{len(x)} {name} features of {x.dtype}, finite: {all_finite(x)}"
+            raise CamlError(what, "some, all finite", "extract and standardise them again (caml_core.features)")
+    if train.class_names != val.class_names:
+        what = " and ".join(", ".join(split.class_names) for split in (train, val))
+        raise CamlError(f"classes {what}", "the same in the same order", "name and number them alike in both splits")

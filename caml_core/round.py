@@ -40,7 +40,9 @@ from caml_core.networks import Backbone
 from caml_core.training import Run, fit
 
 Method = Literal["append", "upweight", "mldg", "caml", "balanced", "jtt", "groupdro", "erm_all"]
-Acquisition = Literal["random", "least_confidence", "margin", "entropy", "bald", "core_set", "badge", "typiclust"]
+Acquisition = Literal[
+    "random", "least_confidence", "margin", "entropy", "bald", "core_set", "badge", "typiclust", "dial"
+]
 METHODS: tuple[Method, ...] = get_args(Method)
 Tasks = list[tuple[Batch, Batch]]
 META = ("upweight", "mldg", "caml")
@@ -88,6 +90,7 @@ def train_round(
     device: torch.device | None = None,
     augment: Augment | None = None,
     checkpoint: Path | None = None,
+    trail: Tensor | None = None,
     progress: bool = False,
     on_epoch: Callable[[int, Any], None] | None = None,
 ) -> Run:
@@ -97,6 +100,7 @@ def train_round(
         network: with its initial weights; parameters without `requires_grad` stay as they are, by every method.
         sets: rows of the pool, int64: the first labels D_0, then the batches Q_1..Q_t, none of them empty.
         seed: of this round.
+        trail: float32 (T, len(pool), C), filled with the logits of the pool at T epochs spread over the training.
         checkpoint, progress, on_epoch: see `caml_core.training.fit`.
     """
     if not all(len(rows) for rows in sets):
@@ -140,12 +144,17 @@ def train_round(
                 torch.nn.utils.clip_grad_norm_(network.parameters(), plan.clip)
                 opt.step()
                 summed, steps = summed + losses.detach().mean(), steps + 1
+        if trail is not None:
+            due = slice(*(len(trail) * done // plan.epochs for done in (epoch, epoch + 1)))
+            if due.stop > due.start:
+                trail[due] = predict(network, pool, device)
         return {"loss": float(summed) / steps}
 
     config = {"plan": dataclasses.asdict(plan), "seed": seed, "augment": getattr(augment, "__name__", str(augment))}
     return fit(
         network, opt, run_epoch, val, epochs=plan.epochs, batch_size=plan.batch_size, select=plan.select, device=device,
-        config=config | {"sets": [rows.tolist() for rows in sets]}, train=pool, extra={"dro": dro},
+        config=config | {"sets": [rows.tolist() for rows in sets]}, train=pool,
+        extra={"dro": dro} if trail is None else {"dro": dro, "trail": trail},
         checkpoint=checkpoint, progress=progress, on_epoch=on_epoch,
     )  # fmt: skip
 

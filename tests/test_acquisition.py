@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -113,6 +115,23 @@ def test_typiclust_asks_for_the_middle_of_clusters_without_labels() -> None:
     middle = torch.nn.functional.normalize(z[30:50], dim=1)
     spread = torch.cdist(middle, middle).topk(20, largest=False).values.mean(1)
     assert rows[0] - 30 == int(spread.argmin())
+
+
+def test_dial_asks_for_what_is_learned_late() -> None:
+    pool = make_pool()
+    n = len(pool.logits)
+    trail = torch.randn(4, n, pool.logits.shape[1], generator=seeded())
+    p = trail.softmax(2).double().numpy()
+    pairs = [np.abs(p[i] - p[j]).sum(axis=1) / 2 for i in range(4) for j in range(i)]
+    expected = np.argsort(-np.mean(pairs, axis=0), kind="stable")[:5].tolist()
+    assert acquire("dial", dataclasses.replace(pool, trail=trail), 5, seeded()).tolist() == expected
+    # Sure at once, unsure all the time, or sure of another answer only at the end: the last is asked for.
+    ways = {"early": (4.0, 4.0, 4.0), "never": (0.1, 0.0, 0.1), "late": (4.0, 4.0, -4.0)}
+    odds = torch.tensor(list(ways.values())).T
+    three = Pool(torch.zeros(3, 2), torch.zeros(3, 5), torch.zeros(0, 5), pool.head, torch.stack([odds, -odds], dim=2))
+    assert acquire("dial", three, 1, seeded()).tolist() == [2]
+    with pytest.raises(CamlError, match="dial"):
+        acquire("dial", pool, 1, seeded())
 
 
 @pytest.mark.parametrize("name", ACQUISITIONS)

@@ -16,9 +16,10 @@ import torch
 from conftest import REAL_DATA, killed_at_random, require, toy_split
 
 from caml_core import round as one_round
-from caml_core.acquisition import ACQUISITIONS
+from caml_core.acquisition import ACQUISITIONS, BY_TRAINING
 from caml_core.active import run_active
 from caml_core.errors import CamlError
+from caml_core.features import predict
 from caml_core.groups import GroupDataset
 from caml_core.networks import Backbone, backbone
 from caml_core.round import METHODS, Acquisition, Method, Plan, draws, train_round
@@ -233,7 +234,30 @@ def test_text_features_run_the_loop() -> None:
 
 
 def test_acquisitions_of_a_plan_are_those_there_are() -> None:
-    assert get_args(Acquisition) == tuple(ACQUISITIONS)
+    assert get_args(Acquisition) == (*ACQUISITIONS, *BY_TRAINING)
+
+
+def test_dial_asks_by_the_training_and_goes_on_from_its_checkpoints(tmp_path: Path) -> None:
+    plan = dataclasses.replace(SMALL, acquisition="dial", epochs=7)
+    splits = toy_split(96), toy_split(40, 1), toy_split(40, 2)
+    trails = []
+
+    def queried(work: Path | None) -> list[list[int]]:
+        return [r["queried"] for r in run_active(network, *splits, plan, work=work, progress=False)]
+
+    rows = queried(None)
+    assert queried(tmp_path) == rows
+    assert queried(tmp_path) == rows, "every round is read from its checkpoint, predictions on the way too"
+    sets = [torch.arange(40)]
+    for _ in range(2):
+        trails.append(torch.zeros(3, 96, 2))
+        run = train_round(network(), splits[0], sets, splits[1], dataclasses.replace(plan, epochs=7), trail=trails[-1])
+    assert len(run.history) == 7
+    assert torch.equal(*trails)
+    assert len({tuple(part.flatten().tolist()) for part in trails[0]}) == 3, "three different moments"
+    last = network()
+    train_round(last, splits[0], sets, splits[1], dataclasses.replace(plan, select="last"))
+    assert torch.equal(trails[0][2], predict(last, splits[0], CPU)), "the last is the end"
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -10,6 +10,7 @@ accuracies are compared exactly, norms to rounding. A canary that moves is a bug
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -27,8 +28,10 @@ from torch import Tensor
 from caml_core.acquisition import ACQUISITIONS, Pool, acquire
 from caml_core.active import run_active
 from caml_core.active_hsfm import active_hsfm, batch, round_tasks
+from caml_core.comparators import COMPARATORS
 from caml_core.dac import dac
 from caml_core.data import birdscapes, drawn_digits, spuco_mnist
+from caml_core.environments import regrouped
 from caml_core.features import extract_features, predict, standardise
 from caml_core.groups import GroupDataset, assign_attributes
 from caml_core.heads import HEADS
@@ -36,6 +39,7 @@ from caml_core.hsfm import hsfm
 from caml_core.hsfm_settings import HYPERGRADIENTS, HardSet, Select, Settings
 from caml_core.hypergradients import Problem, adjoint_in_weights
 from caml_core.implicit import hypergradient
+from caml_core.last_layer import Head
 from caml_core.metrics import group_metrics
 from caml_core.networks import Backbone, backbone
 from caml_core.pictures import clip as tiny_clip
@@ -246,6 +250,12 @@ def acquisitions(device: torch.device) -> Numbers:
     return {"rows": rows, "loop": loop}
 
 
+@canary("acquisition")
+def slow_dynamics(device: torch.device) -> Numbers:
+    """The rows that DIAL asks for in the loop, and what follows from them."""
+    return {"append": active(_plan(method="append", acquisition="dial", epochs=3), device)}
+
+
 @canary("heads")
 def heads(device: torch.device) -> Numbers:
     """Every head on features of two classes, with few epochs and short grids; two of them on three classes."""
@@ -268,6 +278,33 @@ def heads(device: torch.device) -> Numbers:
             numbers[f"{name}, {n_classes} classes"] = {
                 "chosen": {key: value for key, value in head.chosen.items() if key != "rule"},
                 "accuracy": accuracies(metrics),
+                "norms": norms((head.weight, head.bias)),
+            }
+    return numbers
+
+
+@canary("reweight, crt, leia, self, evals, neurontune")
+def comparators(device: torch.device) -> Numbers:
+    """Every comparator with a short grid, by labelled groups and by inferred ones; two of them on three classes."""
+    short: Numbers = {
+        "leia": {"ranks": (1, 3), "gammas": (2, 5), "steps": (5, 20)},
+        "self": {"early": (1, 2), "sizes": (10, 30)},
+        "evals": {"sizes": (8, 15), "c_grid": (1.0, 0.1)},
+        "neurontune": {"thresholds": (0.0, 0.4)},
+    }
+    numbers: Numbers = {}
+    for n_classes, names in ((2, COMPARATORS), (3, ("leia", "evals"))):
+        train, val, test = vectors(n_classes)
+        splits = {"labelled": val}
+        if n_classes == 2:
+            splits["inferred"] = regrouped(val, Head(*erm_head(), {}), "inferred")
+        for name, (groups, seen) in itertools.product(names, splits.items()):
+            takes = inspect.signature(COMPARATORS[name]).parameters
+            how = {key: value for key, value in {"seed": 7, "device": device}.items() if key in takes}
+            head = COMPARATORS[name](train, seen, **how, **short.get(name, {}))
+            numbers[f"{name}, {n_classes} classes, {groups}"] = {
+                "chosen": {key: value for key, value in head.chosen.items() if key != "rule"},
+                "accuracy": accuracies(group_metrics(head.logits(test.x), test)),
                 "norms": norms((head.weight, head.bias)),
             }
     return numbers

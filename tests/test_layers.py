@@ -9,7 +9,8 @@ from importlinter.cli import lint_imports
 
 CORE = Path(__file__).parent.parent / "caml_core"
 LONGEST = 300  # lines of a file
-TOTAL, TOP = 8_969, 3_812  # lines at most: of all but field/, and of what lies in no room. The aim: 6,000 and 2,800
+COMPARATORS = ("comparators.py", "environments.py")  # counted apart: six methods beside those that the book teaches
+TOTAL, TOP = 8_884, 3_728  # lines at most: of all but field/, and of what lies in no room. The aim: 6,000 and 2,800
 
 
 def lines() -> dict[str, int]:
@@ -30,5 +31,6 @@ def test_files_are_short() -> None:
 
 def test_the_core_is_small() -> None:
     counts = lines()
+    assert sum(counts.pop(name) for name in COMPARATORS) <= 400
     assert sum(counts.values()) <= TOTAL
     assert sum(n for name, n in counts.items() if "/" not in name) <= TOP

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 METHODS = (
     "erm", "append", "upweight", "mldg", "caml", "balanced", "jtt", "groupdro", "erm_all",
     "erm-head", "dfr", "balanced-head", "jtt-head", "gdro-head", "afr", "dac", "hsfm",
+    "reweight", "crt", "leia", "self", "evals", "neurontune",
 )  # fmt: skip
 REVISION = dict.fromkeys((*METHODS, *DATASETS), 1)  # | {"name of a method or a dataset": 2}, once its numbers move
 OWN = ("folder",)  # data of your own can change behind its path: what counts is their content

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from caml_core.active import run_active
+from caml_core.comparators import ON_FEATURES
 from caml_core.dac import dac
+from caml_core.environments import regrouped
 from caml_core.errors import CamlError
 from caml_core.features import extract_features, predict, standardise
 from caml_core.groups import GroupDataset
-from caml_core.heads import HEADS
 from caml_core.hsfm import hsfm
 from caml_core.hsfm_settings import PUBLISHED, Settings, scaled
 from caml_core.last_layer import Head, erm_head
@@ -157,6 +158,9 @@ def _head(method: Frozen, splits: Splits, network: Backbone, seed: int, device: 
     if method.val_labels is not None:
         raw[1] = keep_labels(raw[1], method.val_labels, seed)
     train, val, test = standardise(*raw)
+    if method.val_groups is not None:
+        val = regrouped(val, erm_head(train, val, seed=seed, device=device), method.val_groups)
+        raw[1] = val.with_x(raw[1].x)
     shared = {field.name for field in dataclasses.fields(Frozen)}
     own = {key: value for key, value in dataclasses.asdict(method).items() if key not in shared}
     more: Record = {}
@@ -168,7 +172,7 @@ def _head(method: Frozen, splits: Splits, network: Backbone, seed: int, device: 
     elif method.method == "dac":
         head = dac(network, splits[0], raw[0], raw[1], seed=seed, device=device, **own)
     else:
-        train_head = HEADS[method.method]
+        train_head = ON_FEATURES[method.method]
         takes = inspect.signature(train_head).parameters
         own |= {key: value for key, value in {"seed": seed, "device": device}.items() if key in takes}
         head = train_head(train, val, **own)

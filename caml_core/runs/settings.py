@@ -22,11 +22,12 @@ from annotated_types import MinLen
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from caml_core.checked import settings
+from caml_core.comparators import ON_FEATURES
 from caml_core.dac import dac
 from caml_core.data import load, loader
+from caml_core.environments import ValGroups
 from caml_core.errors import CamlError
 from caml_core.groups import GroupDataset
-from caml_core.heads import HEADS
 from caml_core.hsfm_settings import PUBLISHED, Settings
 from caml_core.metrics import Rule
 from caml_core.round import METHODS, Plan
@@ -78,6 +79,7 @@ class Frozen(Method):
     """A linear head on frozen, standardised features."""
 
     val_labels: PositiveInt | None = None  # keep only so many of the validation examples
+    val_groups: ValGroups | None = None  # in place of their labelled groups (`caml_core.environments`)
     train_backbone: PositiveInt | None = None  # epochs of ERM of the whole network, before it is frozen
 
 
@@ -112,7 +114,7 @@ def _of(function: Callable[..., Any]) -> type[Frozen]:
 KINDS: dict[str, type[Method]] = {
     "erm": ErmRun,
     **dict.fromkeys(METHODS, Rounds),
-    **{name: _of(function) for name, function in {**HEADS, "dac": dac}.items()},
+    **{name: _of(function) for name, function in {**ON_FEATURES, "dac": dac}.items()},
     "hsfm": Hsfm,
 }
 
