@@ -67,10 +67,10 @@ def meta_gradient(
     for t, (meta_train, meta_test) in enumerate(tasks):  # t rounds lie behind
         adapted: Theta = theta
         for _ in range(inner_steps if alpha > 0 else 0):
-            g = torch.autograd.grad(loss(adapted, meta_train), adapted, create_graph=exact, materialize_grads=True)
-            adapted = torch._foreach_add(adapted, g, alpha=-alpha)
+            u = torch.autograd.grad(loss(adapted, meta_train), adapted, create_graph=exact, materialize_grads=True)
             if cumulative and t > 0:
-                torch._foreach_add_(adapted, c, alpha=-alpha / t)
+                u = torch._foreach_add(u, torch._foreach_div(c, t))
+            adapted = torch._foreach_sub(adapted, torch._foreach_mul(u, alpha))
             if not exact:
                 adapted = [p.detach().requires_grad_() for p in adapted]
         losses.append(loss(adapted, meta_test))
