@@ -97,7 +97,7 @@ export default {
         "the bird; random moves as long leave most backgrounds alone. With more rounds fewer backgrounds and more " +
         "birds are read differently, and yet it is then that the head, which these edits are for, is good: its worst " +
         "group falls before it rises. So a picture of an edit shows what one stopped at, not what the edit is worth. " +
-        "Words move one thing at a time, and the picture flips suddenly.",
+        "Words change one thing first, and the picture flips suddenly; far out other things go along.",
     });
     room.beforehand(context, MEGABYTES, async () => {
       const engine = new Engine();
