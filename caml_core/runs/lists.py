@@ -113,7 +113,7 @@ def _run(file: Path, cell: Mapping[str, Any]) -> Run:
     except (LookupError, ValueError, AttributeError) as error:
         raise _wrong(file, f"has a name that cannot be filled in: {error}", "{key} for keys of that run") from error
     except CamlError as error:
-        raise _wrong(file, f"run {cell['name']!r}: {error.what}", error.expected) from error
+        raise _wrong(file, f"run {name!r}: {error.what}", error.expected) from error
 
 
 def _wrong(file: Path, what: str, expected: str) -> CamlError:
