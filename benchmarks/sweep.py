@@ -44,10 +44,10 @@ def speed_up(ray: Any, folder: Path, n: int, epochs: int) -> None:
     file.write_text(LIST.format(epochs=epochs, seeds=list(range(n))))
     runs, cores = expand(file), joblib.cpu_count()
     for run in runs:  # draws the pictures, once for all
-        execute(run, folder / "first", "cpu")
+        execute(run, folder / "first", None, "cpu")
 
     def by_joblib() -> list[Any]:
-        work = joblib.Parallel(cores)(joblib.delayed(execute)(run, folder / "joblib", "cpu") for run in runs)
+        work = joblib.Parallel(cores)(joblib.delayed(execute)(run, folder / "joblib", None, "cpu") for run in runs)
         return list(work)
 
     def by_sweep(address: str) -> list[Any]:
@@ -57,7 +57,7 @@ def speed_up(ray: Any, folder: Path, n: int, epochs: int) -> None:
     def by_ray() -> list[Any]:
         ray.init(address="local", num_cpus=cores, include_dashboard=False, logging_level=logging.ERROR)
         task = ray.remote(execute).options(num_cpus=1)
-        return ray.get([task.remote(run, folder / "ray", "cpu") for run in runs])
+        return ray.get([task.remote(run, folder / "ray", None, "cpu") for run in runs])
 
     ways: dict[str, Callable[[], list[Any]]] = {
         "one by one": lambda: by_sweep("serial"),

@@ -15,7 +15,7 @@ HELP = """usage: python -m caml_core COMMAND ...
 
   run METHOD --dataset NAME --out FILE.json   train, and write one record a seed
   sweep FILE.toml                             make the runs that a file lists, each once
-  tables [NAME]                               published tables beside ours, as Markdown
+  tables [NAME]                               stored results, as Markdown
   data list | fetch NAME                      datasets: what is where, under which licence; fetch one
 
 Each has a --help of its own.

@@ -76,7 +76,7 @@ from caml_core.runs.tables import HSFM, by_run, gain_text, markdown, mean_text
 from IPython.display import Markdown
 
 PUBLISHED = {  # WGA / average; the paper has no DDB on Dominoes
-    method: " / ".join(str(value) for value, _ in cells)
+    method: " / ".join(str(cell[0]) for cell in cells)
     for method, cells in HSFM["Dominoes"].items()
 }
 runs = by_run("heads")

@@ -230,8 +230,8 @@ assert same == len(peace) == len(killed) == 6
 #
 # Without `--address serial` the same command makes as many runs at a time as this machine has cores, each in a process of
 # its own. The processes are copies of one that has imported PyTorch, so that a run of a second is worth starting; when one
-# is lost, another goes on from its checkpoint. And on a cluster (`--address HOST:PORT`) it makes as many as the cluster
-# has. There a run is a [Ray](https://docs.ray.io) *task* that asks for one core and perhaps a share of a GPU. When its
+# is lost, the sweep ends, and the same command goes on from the checkpoint. And on a cluster (`--address HOST:PORT`) it
+# makes as many as the cluster has. There a run is a [Ray](https://docs.ray.io) *task* that asks for one core and perhaps a share of a GPU. When its
 # worker or its machine is lost, Ray starts it again elsewhere, and it goes on from the checkpoint if the folder is one
 # that all machines share. The record travels back through Ray, so it arrives even where they do not.
 #

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,17 +19,9 @@ from caml_core.__main__ import main
 from caml_core.errors import CamlError
 from caml_core.runs.commands import parse_run
 from caml_core.runs.identity import METHODS
-from caml_core.runs.records import (
-    compact,
-    describe,
-    mean_and_spread,
-    paired_difference,
-    read_records,
-    stored,
-    write_records,
-)
+from caml_core.runs.records import describe, mean_and_spread, paired_difference, read_records, stored, write_records
 from caml_core.runs.run import run
-from caml_core.runs.settings import KINDS, Data, build, words
+from caml_core.runs.settings import KINDS, Data, build, config, words
 from caml_core.training import Erm
 
 SMALL = ["--option", "n_train=60", "--option", "n_val=20", "--option", "n_test=40"]
@@ -47,13 +40,11 @@ def test_python_a_list_and_the_command_line_build_the_same() -> None:
     method, data = build(given)
     assert (method, data) == (
         KINDS["hsfm"](method="hsfm", steps=4, scaled=True),  # type: ignore[call-arg]
-        Data(dataset="dominoes", option={"classes": (3, 5)}),
+        Data(dataset="dominoes", option={"classes": [3, 5]}),
     )
     flags = [*("--dataset", "dominoes", "--option", "classes=3,5", "--inner-steps", "4", "--scaled"), "--out", "x.json"]
     assert parse_run(["hsfm", *flags])[:2] == (method, data)
     assert words(method, data) == ["run", "hsfm", *flags[:2], "--option", "classes=3,5,", *flags[4:7]]
-    again = parse_run([*words(method, data)[1:], "--out", "x.json"])
-    assert again[:2] == (method, data)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -61,25 +52,23 @@ def test_the_command_in_a_record_builds_its_settings(method: str) -> None:
     more = {"profile": "full"} if method in ("erm", "caml") else {"published": "celeba"} if method == "hsfm" else {}
     built = build({"method": method, "dataset": "spuco_mnist", "rho": 0.9, "backbone": "mlp", **more})
     assert parse_run([*words(*built)[1:], "--out", "x.json"])[:2] == built
-    full = {"erm": 50, "caml": 100, "hsfm": 20}
-    assert getattr(built[0], "epochs", None) == full.get(method, getattr(build_quick(method), "epochs", None))
+    assert config(*build(config(*built))) == config(*built)
+    assert pickle.loads(pickle.dumps(built)) == built, "workers get the same"
+    if full := {"erm": 50, "caml": 100, "hsfm": 20}.get(method):
+        assert getattr(built[0], "epochs") == full  # noqa: B009
 
 
-def build_quick(method: str) -> Any:
-    return build({"method": method, "dataset": "spuco_mnist"})[0]
+def test_options_are_read_as_what_the_loader_takes() -> None:
+    def option(dataset: str, **given: Any) -> dict[str, Any]:
+        return Data(dataset=dataset, option=given).option
+
+    assert option("folder", path="2025") == {"path": "2025"}
+    assert option("folder", path="a,b", progress="false") == {"path": "a,b", "progress": False}
+    assert option("dominoes", classes="3,", n_val="20") == {"classes": [3], "n_val": 20}
+    assert option("dominoes", classes=[3, 5]) == {"classes": [3, 5]}
 
 
-def test_options_are_read_as_what_the_loader_takes(tmp_path: Path) -> None:
-    assert Data(dataset="folder", option={"path": "2025"}).option == {"path": "2025"}
-    assert Data(dataset="folder", option={"path": "a,b", "progress": "false"}).option == {
-        "path": "a,b",
-        "progress": False,
-    }
-    assert Data(dataset="dominoes", option={"classes": "3,", "n_val": "20"}).option == {"classes": (3,), "n_val": 20}
-    assert Data(dataset="dominoes", option={"classes": [3, 5]}).option == {"classes": [3, 5]}
-
-
-def test_run_in_python_and_its_settings(tmp_path: Path) -> None:
+def test_run_in_python_and_its_settings() -> None:
     method, data = build(
         {"method": "erm", "dataset": "birdscapes", "epochs": 1, "option": {"n_train": 60, "n_val": 20}}
     )
@@ -87,7 +76,7 @@ def test_run_in_python_and_its_settings(tmp_path: Path) -> None:
     record = run(method, data, 3)
     assert (record["method"], record["seed"], record["config"]["epochs"]) == ("erm", 3, 1)
     said = "python -m caml_core run erm --dataset birdscapes --option n_train=60 --option n_val=20 --epochs 1 --seed 3"
-    assert record["provenance"]["command"] == said
+    assert record["provenance"]["command"] == f"{said} --out FILE.json"
 
 
 # ---- one run ------------------------------------------------------------------------------------------------
@@ -108,7 +97,6 @@ def test_a_record_says_everything(tmp_path: Path) -> None:
     assert first["selection"]["split"] == "validation"
     assert first["config"]["rho"] == 0.9
     assert first["config"]["option"] == {"n_train": 60, "n_val": 20, "n_test": 40}
-    assert len(first["history"]) == 2
     assert (first["revision"], len(first["identity"]), len(first["data"]["content"])) == (1, 16, 16)
     assert first["identity"] != second["identity"]
     for key in ("command", "commit", "date", "device", "wall_seconds", "versions"):
@@ -121,8 +109,9 @@ def test_a_record_says_everything(tmp_path: Path) -> None:
     assert spread == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
 
 
-def test_head_only_and_loader_options(tmp_path: Path, small_sources: Path) -> None:
+def test_head_only_and_loader_options(tmp_path: Path, small_sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "r.json"
+    monkeypatch.setenv("CAML_DATA", "/nowhere")  # which --data replaces
     command = ["run", "erm", "--dataset", "dominoes", "--rho", "0.8", "--epochs", "3", "--out", str(out)]
     options = ["classes=3,5", "bottom=fashion_mnist", "n_train=40", "n_val=20", "n_test=20"]
     pairs = [part for option in options for part in ("--option", option)]
@@ -141,21 +130,20 @@ def test_head_only_and_loader_options(tmp_path: Path, small_sources: Path) -> No
         (["--dataset", "birds"], "unknown dataset 'birds'"),
         (["--rho", "0.3"], "rho = 0.3"),
         (["--option", "colour=1"], "no option colour"),
-        (["--option", "colour"], "KEY=VALUE"),
+        (["--option", "colour"], "invalid pair value: 'colour'"),
         (["--seed", "-1"], "greater than or equal to 0"),
         (["--seed", "x"], "--seed"),
-        (["--alpha", "1"], "Unrecognized options: --alpha, 1"),
+        (["--alpha", "1"], "unrecognized arguments: --alpha 1"),
         (["--dataset", "folder"], "no option n_test"),
         (["--device", "gpu"], "device 'gpu'"),
         (["--backbone", "vgg"], "unknown backbone"),
         (["--epochs", "-1"], "epochs=-1"),
-        (["--select", "test"], "invalid choice 'test' for argument '--select'"),
+        (["--select", "test"], "select='test'"),
         (["--data", "/nowhere", "--dataset", "dominoes", "--option", "x=1"], "no option"),
-        (["--option", "n_val=abc"], "--option n_val=abc; expected n_val of kind int"),
-        (["--option", "size=16,32"], "--option size=16,32"),
-        (["--dataset", "dominoes", "--option", "classes=x"], "for example 3,5"),
-        (["--seed", "0", "1", "0"], "--seed [0, 1, 0]; expected each seed once"),
-        (["--queries-from", "nowhere.json"], "Unrecognized options: --queries-from"),
+        (["--option", "n_val=abc"], "n_val='abc'"),
+        (["--option", "size=16,32"], "size='16,32'"),
+        (["--dataset", "dominoes", "--option", "classes=x"], "classes"),
+        (["--queries-from", "nowhere.json"], "unrecognized arguments: --queries-from"),
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_code_2(
@@ -189,9 +177,9 @@ def test_help_is_there_at_once() -> None:
 @pytest.mark.parametrize("command", [["run", "erm", "--dataset", "birdscapes"], ["sweep", "list.toml"]])
 @pytest.mark.parametrize(
     ("out", "message"),
-    [(".", "is a folder"), ("s3://bucket/x.json", "a local file"), ("x" * 300, "File name too long")],
+    [(".", "is a folder"), ("x" * 300, "File name too long")],
 )
-def test_out_is_a_local_file(
+def test_out_is_a_file_that_can_be_written(
     command: list[str], out: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -227,7 +215,7 @@ def test_broken_records_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CamlError, match="not a readable"):
         read_records(file)
     file.write_text('[{"method": "erm"}]')
-    with pytest.raises(CamlError, match="lack config"):
+    with pytest.raises(CamlError, match="a record without one of config"):
         read_records(file)
     with pytest.raises(CamlError, match="no stored results"):
         stored("nothing")
@@ -255,9 +243,6 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(tmp_path: Path)
     assert child.returncode == 130, errors
     assert "goes on from where it stopped" in errors
     assert not stopped.exists()
-    other = subprocess.run([*command(stopped), "--lr", "0.1"], capture_output=True, text=True)
-    assert other.returncode == 2
-    assert "unfinished runs of another command" in other.stderr
     subprocess.run(command(stopped), check=True, capture_output=True)
     assert _without_times(read_records(stopped)) == _without_times(read_records(whole))
 
@@ -284,7 +269,7 @@ def test_active_learning_and_its_labels_bought_again(tmp_path: Path) -> None:
     assert last["queried"] == records[1]["rounds"][2]["queried"]
     assert (record["config"]["alpha"], record["config"]["order"], record["config"]["inner_steps"]) == (0.3, "exact", 2)
     short = tmp_path / "short.json"
-    write_records(short, [record, *map(compact, records)])  # the buyer's own record sells nothing
+    write_records(short, [record, *records])  # the buyer's own record sells nothing
     more = [*again[2:], "--queries-from", str(short), "--seed", "1", "--out", str(caml)]
     assert main(["run", "caml", *ACTIVE, *more]) == 0
     assert read_records(caml)[0]["rounds"][0]["queried"] == last["queried"]
@@ -304,19 +289,19 @@ def test_active_learning_and_its_labels_bought_again(tmp_path: Path) -> None:
 def test_labels_of_another_pool_are_not_bought(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], change: list[str], message: str | None
 ) -> None:
-    option = dict(pair.split("=") for pair in ACTIVE if "=" in pair)
-    sold = {"option": option, "start": 60, "query": 10, "rounds": 2}
+    option = {"digits": "drawn", "n_train": 300, "n_val": 50, "n_test": 50}
+    sold: dict[str, Any] = {"option": option, "start": 60, "query": 10, "rounds": 2}
     rounds = [{"queried": list(range(10 * t))[-10:]} for t in range(3)]
     rest: dict[str, Any] = {"metrics": {}, "provenance": {}, "method": "append", "dataset": "spuco_mnist", "seed": 0}
     write_records(tmp_path / "append.json", [{**rest, "config": sold, "rounds": rounds}])
     from_it = ["--queries-from", str(tmp_path / "append.json"), "--out", str(tmp_path / "r.json")]
     assert main(["run", "caml", *ACTIVE, *change, *from_it]) == 2
     said = capsys.readouterr().err
-    assert (f"not from the same pool: other {message};" if message else "with seed 5; expected") in said
+    assert (f"not from the same pool: other {message};" if message else "with seed 5") in said
 
 
 def test_labels_are_bought_from_the_same_data_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also when the table of your own data was sorted anew, or corrected between two seeds of one command."""
+    """Also when the table of your own data was sorted anew; a record of the old one is not taken for finished."""
     table = own_pictures(tmp_path / "birds")
     own = ["--dataset", "folder", "--option", f"path={table}", "--option", "size=16", "--start", "20", "--query", "2"]
     more = ["--rounds", "1", "--epochs", "1", "--select", "average", "--device", "cpu", "--backbone", "small_cnn"]
@@ -328,17 +313,17 @@ def test_labels_are_bought_from_the_same_data_only(tmp_path: Path, capsys: pytes
     table.write_text("\n".join([head, *lines[::-1]]))
     assert main(["run", "caml", *own, *more, *bought, "--out", str(tmp_path / "caml.json")]) == 2
     assert "not from the same pool: other content" in capsys.readouterr().err
-    write_records(out.with_name("append.json.work") / "append-0.json", [record])  # one seed was done before
-    assert main(["run", "append", *own, *more, "--seed", "0", "1", "--out", str(out)]) == 2
-    assert "other settings or data" in capsys.readouterr().err
+    write_records(out.with_name("append.json.work") / "append-0.json", [record])  # of other data, so it is made again
+    assert main(["run", "append", *own, *more, "--out", str(out)]) == 0
+    assert read_records(out)[0]["identity"] != record["identity"]
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--head-only", "--balance", "group"], "Unrecognized options: --head-only, --balance, group"),
-        (["--alpha", "-1"], "alpha=-1.0"),
-        (["--acquisition", "oracle"], "invalid choice 'oracle'"),
+        (["--head-only", "--balance", "group"], "unrecognized arguments: --head-only --balance group"),
+        (["--alpha", "-1"], "alpha=-1"),
+        (["--acquisition", "oracle"], "acquisition='oracle'"),
         (["--query", "500"], "60 + 2 x 500 labels from a pool of 300"),
         (["--queries-from", "nothing.json"], "nothing.json is not a readable file of records"),
     ],
@@ -357,20 +342,8 @@ FROZEN = [
 
 def test_hsfm_on_frozen_features(tmp_path: Path, small_sources: Path) -> None:
     out = tmp_path / "r.json"
-    own = [
-        "--published",
-        "waterbirds",
-        "--support",
-        "4",
-        "--hard",
-        "10",
-        "--edits",
-        "2",
-        "--epochs",
-        "3",
-        "--eta",
-        "0.1",
-    ]
+    own = ["--published", "waterbirds", *("--support", "4", "--hard", "10", "--edits", "2", "--epochs", "3")]
+    own += ["--eta", "0.1"]
     more = ["--hypergradient", "first_order", "--hard-set", "random", "--select", "worst_class", "--inner-steps", "4"]
     assert main(["run", "hsfm", *FROZEN, *own, *more, "--scaled", "--seed", "1", "2", "--out", str(out)]) == 0
     first, second = read_records(out)
@@ -379,20 +352,15 @@ def test_hsfm_on_frozen_features(tmp_path: Path, small_sources: Path) -> None:
     assert [group["n"] for group in first["metrics"]["groups"]] == [10] * 4
     used = {"support": 4, "hard": 10, "edits": 2, "epochs": 3, "eta": 0.1, "steps": 4, "select": "worst_class"}
     used |= {"hypergradient": "first_order", "hard_set": "random"}
-    for settings_of in (first["settings"], first["config"]):
-        assert used.items() <= settings_of.items()
+    assert used.items() <= first["config"].items()
     assert (first["config"]["published"], first["config"]["scaled"]) == ("waterbirds", True)
     assert first["config"]["alpha"] == 5e-5
     assert first["settings"]["alpha"] == pytest.approx(5e-5 * 2048 / 128, rel=0.1), "features are 128 wide"
     assert 0 <= first["selection"]["epoch"] <= 3
     assert "worst_class" in first["selection"]["rule"]
-    assert [epoch["epoch"] for epoch in first["history"]] == [0, 1, 2, 3]
     assert main(["run", "hsfm", *FROZEN, "--hard", "5", "--epochs", "1", "--out", str(out)]) == 0
     (plain,) = read_records(out)
-    assert (plain["settings"]["alpha"], plain["settings"]["support"]) == (1e-4, 16), "published for Dominoes"
-    short = compact(first)
-    assert "history" not in short
-    assert "groups" not in short["metrics"]
+    assert (plain["settings"]["alpha"], plain["config"]["support"]) == (1e-4, 16), "published for Dominoes"
 
 
 def test_a_backbone_is_trained_once_for_all_methods(tmp_path: Path, small_sources: Path, cache: Path) -> None:
@@ -435,20 +403,20 @@ def test_dfr_on_frozen_features_and_few_validation_labels(tmp_path: Path, small_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["hsfm", "--published", "cifar"], "invalid choice 'cifar' for argument '--published'"),
+        (["hsfm", "--published", "cifar"], "published='cifar'"),
         (["hsfm", "--hard", "21"], "20 examples for 21 of the hard set"),
         (["hsfm", "--support", "0"], "support=0"),
-        (["hsfm", "--alpha", "0"], "alpha=0.0"),
-        (["hsfm", "--hard-set", "easy"], "invalid choice 'easy'"),
-        (["hsfm", "--hypergradient", "magic"], "invalid choice 'magic'"),
-        (["hsfm", "--select", "average"], "invalid choice 'average'"),
+        (["hsfm", "--alpha", "0"], "alpha=0"),
+        (["hsfm", "--hard-set", "easy"], "hard_set='easy'"),
+        (["hsfm", "--hypergradient", "magic"], "hypergradient='magic'"),
+        (["hsfm", "--select", "average"], "select='average'"),
         (["hsfm", "--val-labels", "41"], "--val-labels 41 of 40"),
-        (["hsfm", "--start", "5"], "Unrecognized options: --start"),
-        (["dfr", "--augment", "none", "--profile", "full"], "Unrecognized options: --augment, none, --profile, full"),
-        (["afr", "--queries-from", "nowhere.json"], "Unrecognized options: --queries-from"),
+        (["hsfm", "--start", "5"], "unrecognized arguments: --start 5"),
+        (["dfr", "--augment", "none", "--profile", "full"], "unrecognized arguments: --augment none --profile full"),
+        (["afr", "--queries-from", "nowhere.json"], "unrecognized arguments: --queries-from"),
         (["gdro-head", "--epochs", "0"], "epochs=0"),
-        (["erm-head", "--select", "test"], "invalid choice 'test'"),
-        (["caml", "--scaled"], "Unrecognized options: --scaled"),
+        (["erm-head", "--select", "test"], "select='test'"),
+        (["caml", "--scaled"], "unrecognized arguments: --scaled"),
     ],
 )
 def test_head_errors(
@@ -469,5 +437,5 @@ def test_paired_differences() -> None:
     assert found["mean"] == pytest.approx((10 + 1 + 2) / 3)
     half = 4.302653 * (((10 - 13 / 3) ** 2 + (1 - 13 / 3) ** 2 + (2 - 13 / 3) ** 2) / 2) ** 0.5 / 3**0.5
     assert (found["low"], found["high"]) == pytest.approx((13 / 3 - half, 13 / 3 + half), rel=1e-5)
-    with pytest.raises(CamlError, match="the same seeds"):
-        paired_difference(runs([1], [0]), runs([1], [1]), "minority")
+    one = paired_difference(runs([1, 5], [0, 3]), runs([2], [3]), "minority")
+    assert (one["mean"], one["n"]) == (3, 1), "of the seeds that both have"

@@ -161,19 +161,15 @@ def group_bars(metrics: Mapping[str, Any], *, title: str, minority: Sequence[boo
         chance: percent.
     """
     figure = go.Figure(layout={"title": title, "yaxis": {"title": "accuracy (%)", "range": [0, 104]}})
-    bars = [
-        (f"{group['name'].replace(', ', '<br>')}<br><b>{group['value']:.0f}%</b>", group, rare)
-        for group, rare in zip(metrics["groups"], minority)
-    ]
+    names = [f"{g['name'].replace(', ', '<br>')}<br><b>{g['value']:.0f}%</b>" for g in metrics["groups"]]
     for kind, colour, wanted in (("majority group", MAJORITY, False), ("minority group", MINORITY, True)):
-        names, groups, _ = zip(*(bar for bar in bars if bar[2] == wanted))
-        up, down = ([abs(group[end] - group["value"]) for group in groups] for end in ("high", "low"))
-        values = [group["value"] for group in groups]
+        bars = [(name, g) for name, g, rare in zip(names, metrics["groups"], minority) if rare == wanted]
+        up, down = ([abs(group[end] - group["value"]) for _, group in bars] for end in ("high", "low"))
         error = {"array": up, "arrayminus": down}
-        figure.add_bar(name=kind, x=names, y=values, marker_color=colour, error_y=error)
+        x, y = [name for name, _ in bars], [group["value"] for _, group in bars]
+        figure.add_bar(name=kind, x=x, y=y, marker_color=colour, error_y=error)
     figure.update_xaxes(title={"text": "group", "standoff": 15}, tickangle=0, tickfont_size=11)
-    figure.update_xaxes(categoryorder="array", categoryarray=[name for name, *_ in bars])
-    return add_chance(figure, chance)
+    return add_chance(figure.update_xaxes(categoryorder="array", categoryarray=names), chance)
 
 
 def add_chance(figure: go.Figure, chance: float) -> go.Figure:
@@ -198,19 +194,17 @@ def interval_rows(
             the same in all: `mean`, `low`, `high`, such as from `caml_core.runs.records.paired_difference`.
         colours: of the names of the legend.
     """
-    figure = go.Figure()
-    for i, (name, rows) in enumerate(found.items()):
-        mean, low, high = ([row[key] for row in rows.values()] for key in ("mean", "low", "high"))
-        marker = {"size": 10, "color": colours[name], "symbol": ("circle", "diamond", "square")[i]}
-        error = {"array": np.subtract(high, mean).tolist(), "arrayminus": np.subtract(mean, low).tolist()}
-        figure.add_scatter(x=mean, y=list(range(len(rows))), name=name, mode="markers", marker=marker, error_x=error)
+    figure = go.Figure(layout={"title": title, "xaxis_title": x_title, "margin": {"l": 10, "r": 10}})
+    for (name, rows), symbol in zip(found.items(), ("circle", "diamond", "square")):
+        mean, low, high = (np.array([row[key] for row in rows.values()]) for key in ("mean", "low", "high"))
+        error = {"array": (high - mean).tolist(), "arrayminus": (mean - low).tolist()}
+        how = {"mode": "markers", "marker": {"size": 10, "color": colours[name], "symbol": symbol}, "error_x": error}
+        figure.add_scatter(x=mean.tolist(), y=list(range(len(rows))), name=name, **how)
     for i, row in enumerate(rows):
         at = {"x": 0, "xref": "paper", "xanchor": "left", "y": i, "yshift": 18, "showarrow": False}
         figure.add_annotation(text=row, font_size=13, **at)
-    figure.add_vline(x=0, line_color=CHANCE)
-    figure.update_yaxes(visible=False, range=[len(rows) - 0.5, -0.8])
-    how = {"height": 110 + 46 * len(rows), "margin": {"l": 10, "r": 10}}
-    return figure.update_layout(title=title, xaxis_title=x_title, **how)
+    figure.add_vline(x=0, line_color=CHANCE).update_yaxes(visible=False, range=[len(rows) - 0.5, -0.8])
+    return figure.update_layout(height=110 + 46 * len(rows))
 
 
 def curves_with_band(

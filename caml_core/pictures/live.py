@@ -10,28 +10,23 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ipywidgets import interactive
+from ipywidgets import interactive
 
 
 def live(function: Callable[..., Any], **controls: Any) -> interactive | None:
     """Widgets for some arguments of `function`, above the figure that it returns for their values.
 
-    A slider recomputes when it is let go, not on its way. It starts at the argument's default; arguments that are not
-    named keep theirs. An error of the function stands in place of the figure, and the widgets live on.
-
     Args:
-        function: returns a figure; should take less than about 2 s.
-        controls: for each argument a tuple (low, high, step) of int or float, a list of options, or a widget.
+        function: returns a figure, in less than about 2 s. Its other arguments keep their defaults.
+        controls: for each argument a tuple (low, high, step), a list of options, or a widget; they start at the
+            argument's default. A slider recomputes when it is let go.
 
     Returns:
-        The widgets, which a notebook shows when they are a cell's last line. Where there is no kernel to answer them,
-        as in the pages of the book (`CAML_STATIC=1`), nothing: a line says what they would do.
+        The widgets, which a notebook shows when they are a cell's last line; nothing, but for a printed line, where no
+        kernel answers them, as in the pages of the book (`CAML_STATIC=1`).
     """
-    from ipywidgets import interactive
-
     defaults = inspect.signature(function).parameters
     widgets = {n: interactive.widget_from_abbrev(control, defaults[n].default) for n, control in controls.items()}
     for widget in widgets.values():

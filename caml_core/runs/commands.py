@@ -1,188 +1,106 @@
-"""What the commands of `python -m caml_core` take, and what they do. Flags are made from typed settings by tyro."""
+"""What the commands of `python -m caml_core` take, and what they do."""
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import dataclasses
-import io
+import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, NoReturn
 
-import tyro
-from pydantic import NonNegativeInt
-from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
-
-from caml_core.checked import settings
 from caml_core.errors import CamlError
 
-T = TypeVar("T")
-Folder = Annotated[Path | None, arg(metavar="DIR")]
-Pairs = UseAppendAction[Annotated[tuple[str, ...], arg(metavar="KEY=VALUE")]]
+
+class Flags(argparse.ArgumentParser):
+    """Flags of a command; a wrong one is a `CamlError`."""
+
+    def __init__(self, command: str, purpose: str) -> None:
+        super().__init__(prog=f"python -m caml_core {command}", description=purpose, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise CamlError(message, f"flags of {self.prog}", "see --help")
 
 
-@settings
-class Place:
-    """Where a run finds its data, and where its record goes."""
-
-    dataset: str
-    out: Path
-    rho: float | None = None  # share of majority examples in training, 0.5 to 1
-    option: Pairs = ()  # passed to the loader
-    seed: tuple[NonNegativeInt, ...] = (0,)
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
-    data: Folder = None  # data folder, in place of CAML_DATA
+def pair(text: str) -> tuple[str, str]:
+    """KEY=VALUE."""
+    key, value = text.split("=", 1)
+    return key, value
 
 
-@settings
-class PlaceOfTrade(Place):
-    """The same for a method that buys labels."""
+def parse_run(argv: Sequence[str]) -> tuple[Any, Any, argparse.Namespace]:
+    """Method, dataset and place of `run METHOD ...`: its flags build what a list of runs builds."""
+    from caml_core.runs.settings import build, flag, method_of, word
 
-    # Buy the labels that the run of the same seed in this file bought, and train on the last round only.
-    queries_from: Path | None = None
-
-
-@settings
-class Sweep:
-    """Make the runs that a file lists and that have no record yet."""
-
-    file: Positional[Path]
-    out: Path | None = None  # default: results/NAME.json
-    address: str = "local"  # local, serial, or HOST:PORT of a Ray cluster
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    gpus_per_run: float | None = None  # share of a GPU for each run, e.g. 0.25
-
-
-@settings
-class Tables:
-    """Published tables beside ours, as Markdown."""
-
-    name: Positional[str | None] = None  # caml, hsfm, or a file of results; default: all
-
-
-@settings
-class Datasets:
-    """Datasets: what is where, licences; fetch."""
-
-    action: Positional[Literal["list", "fetch"]]
-    name: Positional[str | None] = None
-    data: Folder = None  # data folder, in place of CAML_DATA
-
-
-def parse(kind: Callable[..., T], argv: Sequence[str], prog: str, **more: Any) -> T:
-    """An object from flags.
-
-    Raises:
-        CamlError: a flag that is unknown, missing, or of another kind.
-    """
-    said, config = io.StringIO(), (tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff)
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=list(argv), prog=f"python -m caml_core {prog}", config=config, **more)
-    except SystemExit as end:
-        if not end.code:
-            raise
-    lines = [line.strip(" │") for line in said.getvalue().splitlines()]
-    rows = [line for line in lines if line and line[0] not in "╭╰"]
-    rule = next((i for i, line in enumerate(rows) if line.startswith("──")), len(rows))
-    raise CamlError(" ".join(rows[:rule]), f"flags of {prog}", "see --help")
-
-
-def parse_run(argv: Sequence[str]) -> tuple[Any, Any, Place]:
-    """Settings, dataset and place of `run METHOD ...`; the profile or the published name changes the defaults."""
-    from caml_core.runs.identity import read_content
-    from caml_core.runs.lists import trades
-    from caml_core.runs.settings import Data, kind_of, usual
-
-    read_content.cache_clear()
-    name, *flags = argv or [""]
-    kind = kind_of(name)
-    method = kind(method=name, **usual({"method": name}))
-    place = PlaceOfTrade if trades(method) else Place
-    both: Any = [("method", OmitArgPrefixes[kind]), ("place", OmitArgPrefixes[place])]  # type: ignore[valid-type, misc]
-    shape = dataclasses.make_dataclass("run", both)
-    for _ in range(2):
-        found = parse(shape, flags, f"run {name}", default=shape(method, tyro.MISSING_NONPROP))
-        again = {key: getattr(found.method, key) for key in ("profile", "published") if hasattr(found.method, key)}
-        method = kind(method=name, **{**usual({"method": name, **again}), **again})
-    place, pairs = found.place, [pair.partition("=") for pair in found.place.option]
-    if not all(key and sign for key, sign, _ in pairs):
-        raise CamlError(
-            f"--option {' '.join(place.option)}", "KEY=VALUE, for example classes=3,5", "put = between them"
-        )
-    option = {key: text for key, _, text in pairs}
-    return found.method, Data(dataset=place.dataset, rho=place.rho, option=option), place
+    name, *rest = argv or [""]
+    method = method_of({"method": name})
+    flags = Flags(f"run {name}", str(type(method).__doc__))
+    flags.add_argument("--dataset", required=True)
+    flags.add_argument("--out", required=True, type=Path, metavar="FILE.json")
+    flags.add_argument("--rho", type=word, help="share of majority examples in training, 0.5 to 1")
+    flags.add_argument("--option", action="append", type=pair, default=[], metavar="KEY=VALUE", help="for the loader")
+    flags.add_argument("--seed", nargs="+", type=int, default=[0])
+    flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    flags.add_argument("--data", type=Path, metavar="DIR", help="data folder, in place of CAML_DATA")
+    own = [field.name for field in dataclasses.fields(method) if field.name != "method"]
+    for setting in own:
+        usual = getattr(method, setting)
+        kind: dict[str, Any] = {"action": "store_true"} if usual is False else {"type": word}
+        kind |= {"nargs": "+"} if isinstance(usual, list | tuple) else {}
+        flags.add_argument(flag(setting), dest=setting, default=argparse.SUPPRESS, help=f"default {usual}", **kind)
+    place = flags.parse_args(rest)
+    given = {setting: getattr(place, setting) for setting in own if hasattr(place, setting)}
+    data = {"dataset": place.dataset, "rho": place.rho, "option": dict(place.option)}
+    return *build({"method": name, **given, **data}), place
 
 
 def go_run(argv: Sequence[str]) -> None:
     """One record a seed. Finished seeds and checkpoints wait in FILE.json.work until all are done."""
     from caml_core.device import pick_device
     from caml_core.runs.lists import Run
-    from caml_core.runs.records import scores, write_records
+    from caml_core.runs.records import read_records, scores, write_records
     from caml_core.runs.sweep import alone, make
 
     method, data, place = parse_run(argv)
-    out, device, source = local(place.out), pick_device(place.device), getattr(place, "queries_from", None)
-    if len(set(place.seed)) < len(place.seed) or not place.seed:
-        raise CamlError(f"--seed {list(place.seed)}", "each seed once", "leave the others out")
-    sellers = {seed: seller(source, method, data, seed) if source else {} for seed in place.seed}
-    words = [*(["--queries-from", str(source)] if source else []), "--device", place.device, "--out", str(place.out)]
-    folder, found = out.with_name(out.name + ".work"), []
-    with alone(folder):
-        runs = [
-            Run(method.method, n, method, data, source and str(source), sellers[n].get("identity")) for n in place.seed
-        ]
-        begun = {path.name for path in (folder / "unfinished").glob("*")}
-        if strange := begun - {run.identity for run in runs}:
-            raise CamlError(
-                what=f"{folder} holds the unfinished runs of another command ({', '.join(sorted(strange))})",
-                expected="the same settings and the same data",
-                remedy=f"repeat that command, or delete {folder} to start again",
-            )
+    device, source = pick_device(place.device), getattr(method, "queries_from", None)
+    if place.data:
+        os.environ["CAML_DATA"] = str(place.data)
+    runs = [Run(name=method.method, seed=seed, method=method, data=data) for seed in dict.fromkeys(place.seed)]
+    offers = read_records(source)[::-1] if source else []  # of several with the same seed, the first
+    sellers = {record["seed"]: record for record in offers if len(record.get("rounds", ())) > 1}
+    if source and (missing := {run.seed for run in runs} - sellers.keys()):
+        remedy = "run the acquisition first, for example: run append --dataset ... --out FILE.json"
+        raise CamlError(f"{source} has no rounds with seed {min(missing)}", "rounds that chose by themselves", remedy)
+    found = []
+    with alone(place.out) as folder:
         for run in runs:
-            record = make(run, folder, device, sellers[run.seed] or None, data_dir=place.data, place=words)
-            found.append(record)
-            print(f"seed {run.seed}: {scores(record)}")
-        write_records(out, found)
+            seller = sellers.get(run.seed)
+            run = run.known(run.content(), seller.get("identity") if seller else None)
+            found.append(make(run, folder, device, seller))
+            print(f"seed {run.seed}: {scores(found[-1])}", flush=True)
+        write_records(place.out, found)
     shutil.rmtree(folder)
 
 
-def seller(file: Path, method: Any, data: Any, seed: int) -> dict[str, Any]:
-    """The record of the same seed whose labels can be bought; one that does not fit is refused later, and why."""
-    from caml_core.runs.records import read_records
-    from caml_core.runs.run import pool
-    from caml_core.runs.settings import of_record
-
-    same = [r for r in read_records(file) if (r["seed"], r["dataset"]) == (seed, data.dataset)]
-    if offers := [r for r in same if len(r.get("rounds", [])) > 1]:
-        return next((r for r in offers if pool(*of_record(r)) == pool(method, data)), offers[0])
-    raise CamlError(
-        what=f"{file} has no rounds of {data.dataset} with seed {seed}",
-        expected="records of a run in rounds that chose by itself",
-        remedy="run the acquisition first, for example: run append --dataset ... --out FILE.json",
-    )
-
-
-def local(out: Path) -> Path:
-    """A local file for records."""
-    if "://" in str(out) or ":/" in str(out):
-        raise CamlError(f"--out {out}", "a local file", "choose a path on this machine")
-    if out.is_dir():
-        raise CamlError(f"--out {str(out)!r} is a folder", "a file", "add the name of a file")
-    return out
-
-
 def go_sweep(argv: Sequence[str]) -> None:
-    how = parse(Sweep, argv, "sweep")
-    out = local(how.out or Path("results") / f"{how.file.stem}.json")
+    flags = Flags("sweep", "Make the runs that a file lists and that have no record yet.")
+    flags.add_argument("file", type=Path, metavar="FILE.toml")
+    flags.add_argument("--out", type=Path, metavar="FILE.json", help="default: results/NAME.json")
+    flags.add_argument("--address", default="local", help="local, serial, or HOST:PORT of a Ray cluster")
+    flags.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    flags.add_argument("--gpus-per-run", type=float, metavar="SHARE", help="of a GPU for each run by Ray, e.g. 0.25")
+    given = vars(flags.parse_args(argv))
+    given["out"] = given["out"] or Path("results") / f"{given['file'].stem}.json"
     from caml_core.runs.sweep import sweep
 
-    sweep(how.file, out, address=how.address, device=how.device, gpus_per_run=how.gpus_per_run)
+    sweep(**given)
 
 
 def go_tables(argv: Sequence[str]) -> None:
-    name = parse(Tables, argv, "tables").name
+    flags = Flags("tables", "Stored results, as Markdown.")
+    flags.add_argument("name", nargs="?", help="a file of results; default: all that have a list of runs")
+    name = flags.parse_args(argv).name
     from caml_core.runs import tables
 
     for one in [name] if name else tables.names():
@@ -190,10 +108,13 @@ def go_tables(argv: Sequence[str]) -> None:
 
 
 def go_data(argv: Sequence[str]) -> None:
-    how = parse(Datasets, argv, "data")
+    flags = Flags("data", "Datasets: what is where, under which licence; fetch one.")
+    flags.add_argument("action", choices=("list", "fetch"))
+    flags.add_argument("name", nargs="?")
+    flags.add_argument("--data", type=Path, metavar="DIR", help="data folder, in place of CAML_DATA")
     from caml_core.data import find
 
-    find.go_data(**dataclasses.asdict(how))
+    find.go_data(**vars(flags.parse_args(argv)))
 
 
 COMMANDS = {"run": go_run, "sweep": go_sweep, "tables": go_tables, "data": go_data}

@@ -19,63 +19,67 @@ for all runs, each `[[runs]]` adds its own, and a list stands for one run an ent
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import NonNegativeInt, StringConstraints
+
+from caml_core.checked import settings
 from caml_core.errors import CamlError
-from caml_core.runs.identity import identity, own_content, read_content
-from caml_core.runs.run import pool
+from caml_core.runs.identity import OWN, content_hash, identity
+from caml_core.runs.run import POOL, pool
 from caml_core.runs.settings import Data, Method, Rounds, build, config
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Run:
     """One run of a list."""
 
-    name: str  # the same for all seeds
-    seed: int
+    name: Annotated[str, StringConstraints(pattern=r'^[^./\\:*?"<>|][^/\\:*?"<>|]*$')]  # of files; one for all seeds
+    seed: NonNegativeInt
     method: Method
     data: Data
-    buys: str | None = None  # label of the run whose labels it buys again, and
-    seller: str | None = None  # its identity
+    identity: str = ""
+    seller: str | None = None  # identity of the run whose labels it buys
 
     @property
     def label(self) -> str:
         return f"{self.name}-{self.seed}"
 
-    @functools.cached_property
-    def identity(self) -> str:
-        return identity(config(self.method, self.data), self.content, self.seed, self.seller)
+    @property
+    def buys(self) -> str | None:
+        """Label of the run whose labels it buys."""
+        file = getattr(self.method, "queries_from", None)
+        return file and file.removesuffix(".json")
 
-    @functools.cached_property
-    def content(self) -> str | None:
-        """Of data of your own, as they were when this was asked first."""
-        return own_content(self.data.dataset, self.data.option, self.seed)
+    def known(self, content: str, seller: str | None = None) -> Run:
+        """The same with its identity."""
+        its = identity(config(self.method, self.data), self.seed, content, seller)
+        return dataclasses.replace(self, identity=its, seller=seller)
+
+    def content(self) -> str:
+        """Of data of your own, as they are now."""
+        return content_hash(self.data.load(self.seed)) if self.data.dataset in OWN else ""
 
 
 def expand(file: Path) -> list[Run]:
     """The runs that a file lists, each after the run whose labels it buys.
 
     Raises:
-        CamlError: the file is missing or no TOML, an unknown key, a setting that the method refuses, a run listed
-            twice, or labels bought from a run that does not buy its own.
+        CamlError: the file is no TOML, an unknown key, a setting that the method refuses, a run listed twice, or labels
+            bought from a run that does not buy its own.
     """
-    read_content.cache_clear()
     try:
         table = tomllib.loads(Path(file).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise _wrong(file, f"cannot be read: {error}", "a TOML file of runs") from error
-    entries = table.pop("runs", None)
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise _wrong(file, "lists no runs", "at least one [[runs]]")
+        entries = [{"seed": 0, "name": "{method}", **table, **entry} for entry in table.pop("runs")]
+    except (LookupError, TypeError, ValueError) as error:
+        raise _wrong(file, f"cannot be read: {error!r}", "a TOML file with at least one [[runs]]") from error
     runs: dict[str, Run] = {}
     for entry in entries:
-        lists = {"seed": 0, "name": "{method}", **table, **entry}
-        lists = {key: value if isinstance(value, list) else [value] for key, value in lists.items()}
+        lists = {key: value if isinstance(value, list) else [value] for key, value in entry.items()}
         if empty := [key for key, values in lists.items() if not values]:
             raise _wrong(file, f"has an empty list: {', '.join(empty)}", "at least one value")
         for values in itertools.product(*lists.values()):
@@ -83,49 +87,34 @@ def expand(file: Path) -> list[Run]:
             if run.label in runs:
                 raise _wrong(file, f"lists {run.label!r} twice", "another name for each run, see `name`")
             runs[run.label] = run
-    sold = [_sold(file, run, runs) for run in sorted(runs.values(), key=lambda run: run.buys is not None)]
-    first = {run.identity: run.label for run in reversed(sold)}
-    for run in sold:
-        if first[run.identity] != run.label:
-            raise _wrong(file, f"{first[run.identity]!r} and {run.label!r} are the same run", "each run once")
-    return sold
+    known: dict[str, Run] = {}
+    contents: dict[str, str] = {}
+    for run in sorted(runs.values(), key=lambda run: run.buys is not None):
+        seller = known.get(run.buys or "")
+        if run.buys and (seller is None or seller.buys or not isinstance(seller.method, Rounds)):
+            raise _wrong(file, f"{run.label!r} buys from {run.buys!r}", "a run in rounds that buys its own labels")
+        if seller and pool(run.method, run.data) != pool(seller.method, seller.data):
+            raise _wrong(file, f"{run.label!r} cannot buy from {run.buys!r}", f"two runs with the same {POOL}")
+        data = repr((run.data, run.seed))
+        contents[data] = contents.get(data) or run.content()
+        known[run.label] = run.known(contents[data], seller.identity if seller else None)
+    return list(known.values())
 
 
 def _run(file: Path, cell: Mapping[str, Any]) -> Run:
     """One combination of settings."""
     given = {key.replace("-", "_"): value for key, value in cell.items()}
-    seed = given.pop("seed")
     try:
-        name, buys = (text and text.format(**cell) for text in (given.pop("name"), given.pop("queries_from", None)))
+        name, seed = given.pop("name").format(**cell), given.pop("seed")
+        if "queries_from" in given:
+            given["queries_from"] = f"{given['queries_from'].format(**cell)}-{seed}.json"
+        method, data = build(given)
+        return Run(name=name, seed=seed, method=method, data=data)
     except (LookupError, ValueError, AttributeError) as error:
         raise _wrong(file, f"has a name that cannot be filled in: {error}", "{key} for keys of that run") from error
-    if not name or name.startswith(".") or set(name) & set('/\\:*?"<>|'):
-        raise _wrong(file, f"has a run called {name!r}", "names that can be names of files")
-    if type(seed) is not int or seed < 0:
-        raise _wrong(file, f"has seed {seed!r}", "whole numbers from 0")
-    try:
-        return Run(name, seed, *build(given), buys=buys and f"{buys}-{seed}")
     except CamlError as error:
         raise _wrong(file, f"run {name!r}: {error.what}", error.expected) from error
 
 
-def _sold(file: Path, run: Run, runs: Mapping[str, Run]) -> Run:
-    """The run with the identity of its seller, once they fit."""
-    if run.buys is None:
-        return run
-    seller = runs.get(run.buys)
-    if seller is None or seller.buys or not trades(seller.method):
-        raise _wrong(file, f"{run.label!r} buys from {run.buys!r}", "a run in rounds that buys its own labels")
-    if not trades(run.method) or pool(run.method, run.data) != pool(seller.method, seller.data):
-        same = "two runs in rounds with the same dataset, rho, option, start, query and rounds"
-        raise _wrong(file, f"{run.label!r} cannot buy from {run.buys!r}", same)
-    return dataclasses.replace(run, seller=seller.identity)
-
-
-def trades(method: Method) -> bool:
-    """Whether it buys labels, so that another can buy them again."""
-    return isinstance(method, Rounds) and method.method != "erm_all"
-
-
 def _wrong(file: Path, what: str, expected: str) -> CamlError:
-    return CamlError(what=f"{file} {what}", expected=expected, remedy="correct the file; nothing was run")
+    return CamlError(f"{file} {what}", expected, "correct the file; nothing was run")

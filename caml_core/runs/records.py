@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 
 from caml_core import store
 from caml_core.device import device_name
@@ -22,26 +23,22 @@ from caml_core.errors import CamlError
 Record = dict[str, Any]
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy", "pyarrow", "caml_core")
 METRICS = {"worst_group": "WGA", "average": "average", "minority": "minority"}  # those that tables show
-REQUIRED = ("method", "dataset", "seed", "metrics", "config", "provenance")
+REQUIRED = {"method", "dataset", "seed", "metrics", "config", "provenance"}
 
 
 def provenance(device: torch.device, seconds: float, command: str = "python -m caml_core") -> Record:
-    """Command, commit, date, device, versions and wall time (seconds) of a run."""
+    """Command, commit, date, device, versions and wall time (seconds) of a run that ends now."""
+    now = datetime.datetime.now(datetime.UTC)
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         "command": command,
         "commit": git_commit(),
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": now.strftime("%Y-%m-%d %H:%M UTC"),
+        "end": now.isoformat(timespec="milliseconds"),
         "device": device_name(device),
         "wall_seconds": round(seconds, 2),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **versions},
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 @functools.cache
@@ -71,21 +68,14 @@ def read_records(path: Path) -> list[Record]:
         CamlError: the file is missing, is not JSON, or a record lacks one of `REQUIRED`.
     """
     try:
-        records = json.loads(Path(path).read_text(encoding="utf-8"))
-        missing = sorted({key for record in records for key in REQUIRED if key not in record})
-    except (OSError, ValueError, TypeError) as error:
-        raise CamlError(
-            what=f"{path} is not a readable file of records: {error}",
-            expected="the JSON list that `python -m caml_core run ... --out FILE.json` writes",
-            remedy="run that command again",
-        ) from error
-    if missing:
-        raise CamlError(
-            what=f"records of {path} lack {', '.join(missing)}",
-            expected="records with " + ", ".join(REQUIRED),
-            remedy="run the command that made them again",
-        )
-    return records
+        records: list[Record] = json.loads(Path(path).read_text(encoding="utf-8"))
+        if all(record.keys() >= REQUIRED for record in records):
+            return records
+        why: Any = f"a record without one of {', '.join(sorted(REQUIRED))}"
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        why = error
+    expected = "the JSON list that `python -m caml_core run ... --out FILE.json` writes"
+    raise CamlError(f"{path} is not a readable file of records: {why}", expected, "run that command again")
 
 
 def result(name: str) -> Path | None:
@@ -101,26 +91,13 @@ def stored(name: str) -> list[Record]:
     """The committed records `results/NAME.json`."""
     file = result(f"{name}.json")
     if file is None:
-        raise CamlError(
-            f"no stored results {name!r}", "a file results/NAME.json in the repository", "check the spelling"
-        )
+        raise CamlError(f"no stored results {name!r}", "a file results/NAME.json", "check the spelling")
     return read_records(file)
 
 
 def compact(record: Record) -> Record:
-    """What tables and figures need: no hundred groups, no history of epochs, bought rows once. Twice is once."""
-    metrics = {k: v for k, v in record["metrics"].items() if k not in ("groups", "empty_groups")}
-    if "rounds" not in record:  # a head's settings as used differ from its config only where they were scaled
-        unsaid = ("history",) if record["config"].get("scaled") else ("history", "settings")
-        return {**{k: v for k, v in record.items() if k not in unsaid}, "metrics": metrics}
-    keep = ["round", "labels", "batch_minority", "fit_start", "fit_queried"]
-    keep += [] if "queries_from" in record["config"] else ["queried"]
-    rounds = [
-        {k: v for k, v in r.items() if k in keep} | {k: r["metrics"][k]["value"] for k in ("minority", "average")}
-        for r in record["rounds"]
-        if "metrics" in r
-    ]
-    return {**record, "metrics": metrics, "rounds": rounds or record["rounds"]}  # compact already
+    """A record of a table: without the accuracy of each group, of which there can be hundreds."""
+    return {**record, "metrics": {k: v for k, v in record["metrics"].items() if k not in ("groups", "empty_groups")}}
 
 
 def scores(record: Record) -> str:
@@ -140,28 +117,15 @@ def mean_and_spread(records: Sequence[Record], metric: str) -> tuple[float, floa
 
 
 def paired_difference(records: Sequence[Record], baseline: Sequence[Record], metric: str) -> dict[str, float]:
-    """Mean of the differences seed by seed, in points, with the 95% interval of Student's t.
+    """Mean of the differences over the seeds that both have, in points, with the 95% interval of Student's t.
 
     Returns:
-        `mean`, `low`, `high`, `n` (seeds); the interval is nan with fewer than two seeds.
-
-    Raises:
-        CamlError: the two do not have the same seeds.
+        `mean`, `low`, `high`, `n` (common seeds); the interval is nan with fewer than two, the mean without any.
     """
-    values = [{r["seed"]: r["metrics"][metric]["value"] for r in side} for side in (records, baseline)]
-    if values[0].keys() != values[1].keys() or not values[0]:
-        raise CamlError(
-            what=f"seeds {sorted(values[0])} against {sorted(values[1])}",
-            expected="the same seeds on both sides",
-            remedy="run the missing seeds, or compare the common ones",
-        )
-    difference = np.array([values[0][seed] - values[1][seed] for seed in values[0]])
+    ours, other = ({r["seed"]: r["metrics"][metric]["value"] for r in side} for side in (records, baseline))
+    difference = np.array([ours[seed] - other[seed] for seed in ours if seed in other])
     n, mean = len(difference), float(difference.mean())
-    half = float("nan")
-    if n > 1:
-        from scipy import stats
-
-        half = float(stats.t.ppf(0.975, n - 1) * difference.std(ddof=1) / np.sqrt(n))
+    half = float(stats.t.ppf(0.975, n - 1) * stats.sem(difference)) if n > 1 else float("nan")
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
 
 

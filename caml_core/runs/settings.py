@@ -1,10 +1,9 @@
 """What a run is: a method with its settings, a dataset, a seed.
 
-Everything is typed once. A list of runs (`caml_core.runs.lists`), the command line (`caml_core.__main__`) and a record
-that is read again build the objects that Python builds:
+Everything is typed once, and a list of runs, the command line and a stored record build what Python builds:
 
-    settings, data = build({"method": "caml", "dataset": "birdscapes", "rho": 0.95, "alpha": 0.05})
-    record = run(settings, data, seed=0)
+    method, data = build({"method": "caml", "dataset": "birdscapes", "rho": 0.95, "alpha": 0.05})
+    record = run(method, data, seed=0)
 """
 
 from __future__ import annotations
@@ -16,10 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pydantic
-import tyro
-from annotated_types import MinLen
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, WrapValidator
 
 from caml_core.checked import settings
 from caml_core.comparators import ON_FEATURES
@@ -29,31 +25,26 @@ from caml_core.environments import ValGroups
 from caml_core.errors import CamlError
 from caml_core.groups import GroupDataset
 from caml_core.hsfm_settings import PUBLISHED, Settings
-from caml_core.metrics import Rule
 from caml_core.round import METHODS, Plan
 from caml_core.round import Method as InRounds
 from caml_core.training import Erm
 
-Profile = Literal["quick", "full"]
+Profile = Literal["quick", "full"]  # regime of the chapters, or the published one
 Augment = Literal["none", "shift"]  # of training images; shift: by up to 3 pixels
-SPELT = {"steps": "inner_steps"}  # how a list and the command line call a setting of HSFM
-ERM: dict[str, dict[str, Any]] = {
-    "quick": {"epochs": 8, "batch_size": 64, "lr": 1e-3, "weight_decay": 1e-4, "select": "average"},
-    "full": {"epochs": 50, "batch_size": 64, "lr": 1e-3, "weight_decay": 1e-4, "select": "average"},
-}
-ROUNDS: dict[str, dict[str, Any]] = {  # "full" is published, "quick" is the regime that the chapters explain
-    "quick": {"start": 600, "query": 50, "epochs": 60, "lr": 1e-3, "weight_decay": 1e-4, "alpha": 0.1},
-    "full": {},
-}
+QUICK = {"start": 600, "query": 50, "epochs": 60, "lr": 1e-3, "weight_decay": 1e-4, "alpha": 0.1}  # of rounds
+SPELT = {"steps": "inner_steps"}  # how lists and the command line call a setting of HSFM
 
 
 @settings
 class Method:
     """A method and the network that it starts from."""
 
-    method: tyro.conf.Suppress[str]
+    method: str
     backbone: str = "small_resnet"
     from_scratch: bool = False  # do not load pretrained weights
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return method_of, (dataclasses.asdict(self),)  # other processes make the class of a function themselves
 
 
 @settings
@@ -69,7 +60,9 @@ class ErmRun(Erm, Method):
 class Rounds(Plan, Method):
     """Active learning in rounds."""
 
-    method: tyro.conf.Suppress[InRounds]
+    method: InRounds
+    # File of records (in a list: the run) whose labels of the same seed are bought again; the last round is trained.
+    queries_from: str | None = None
     augment: Augment = "shift"
     profile: Profile = "quick"
 
@@ -89,55 +82,52 @@ class Hsfm(Settings, Frozen):
 
     published: Literal["celeba", "waterbirds", "metashift", "dominoes"] = "dominoes"
     scaled: bool = False  # adapt them to features of another width
-    steps: Annotated[PositiveInt, tyro.conf.arg(name="inner-steps")] = 10
 
 
-RANGES: dict[str, Any] = {
-    "epochs": PositiveInt, "first_epochs": PositiveInt, "batch_size": PositiveInt, "subsets": PositiveInt,
-    "lr": PositiveFloat, "weight_decay": NonNegativeFloat, "rate": NonNegativeFloat, "select": Rule,
-    **dict.fromkeys(("upweights", "gammas", "pulls", "alphas"), Annotated[Sequence[NonNegativeFloat], MinLen(1)]),
-    **dict.fromkeys(("c_grid", "quantiles"), Annotated[Sequence[PositiveFloat], MinLen(1)]),
-}  # fmt: skip
-
-
-def _of(function: Callable[..., Any]) -> type[Frozen]:
-    """Settings of a method that is one function: its keyword arguments."""
-    known = inspect.signature(function, eval_str=True).parameters.values()
+def made_from(function: Callable[..., Any], base: type, kinds: Callable[[Any], Any]) -> Any:
+    """The settings that a function takes, as a class: its keywords but for `seed` and `device`, their types changed."""
+    known = inspect.signature(function).parameters.values()
     own = [p for p in known if p.kind is p.KEYWORD_ONLY and p.name not in ("seed", "device")]
-    kinds = {p.name: RANGES.get(p.name, p.annotation) for p in own}
-    name = function.__name__.title().replace("_", "")
-    body = {"__module__": __name__, "__annotations__": kinds, **{p.name: p.default for p in own}}
-    globals()[name] = settings(type(name, (Frozen,), body))  # where pickle looks for it
-    return globals()[name]
+    body: dict[str, Any] = {p.name: p.default for p in own if p.default is not p.empty}
+    body["__annotations__"] = {p.name: kinds(eval(p.annotation, function.__globals__)) for p in own}
+    return settings(type(function.__name__, (base,), body))
+
+
+def _positive(kind: Any) -> Any:
+    """The range of a number in the settings of a head."""
+    several = Annotated[Sequence[NonNegativeFloat], Field(min_length=1)]
+    return {int: PositiveInt, float: NonNegativeFloat, Sequence[float]: several}.get(kind, kind)
 
 
 KINDS: dict[str, type[Method]] = {
     "erm": ErmRun,
     **dict.fromkeys(METHODS, Rounds),
-    **{name: _of(function) for name, function in {**ON_FEATURES, "dac": dac}.items()},
+    **{name: made_from(function, Frozen, _positive) for name, function in {**ON_FEATURES, "dac": dac}.items()},
     "hsfm": Hsfm,
 }
 
 
-def kind_of(method: Any) -> type[Method]:
-    """The class of a method's settings."""
-    if method not in KINDS:
-        raise CamlError(f"method {method!r}", "one of " + ", ".join(KINDS), "check the spelling")
-    return KINDS[method]
-
-
 def usual(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Defaults that depend on the method, its profile or a published name."""
+    """Defaults that depend on the profile or a published name."""
     if given["method"] == "hsfm":
-        base = PUBLISHED.get(given.get("published", "dominoes"))
-        return dataclasses.asdict(base) if base else {}
-    table = ERM if given["method"] == "erm" else ROUNDS if given["method"] in METHODS else {}
-    return table.get(given.get("profile", "quick"), {})
+        return dataclasses.asdict(PUBLISHED.get(given.get("published", "dominoes"), Settings()))
+    quick = given.get("profile", "quick") == "quick"
+    if given["method"] == "erm":
+        return {"epochs": 8 if quick else 50}
+    return QUICK if quick and given["method"] in METHODS else {}
+
+
+def method_of(given: Mapping[str, Any]) -> Method:
+    """A method by name, with its settings."""
+    if given.get("method") not in KINDS:
+        raise CamlError(f"method {given.get('method')!r}", "one of " + ", ".join(KINDS), "check the spelling")
+    own = {spelt: name for name, spelt in SPELT.items()} if given["method"] == "hsfm" else {}
+    return KINDS[given["method"]](**usual(given) | {own.get(key, key): value for key, value in given.items()})
 
 
 @settings
 class Data:
-    """A dataset and how it is loaded. Options that are text are read as what the loader takes, lists with commas."""
+    """A dataset and how it is loaded."""
 
     dataset: str
     rho: float | None = None  # share of majority examples in training, 0.5 to 1
@@ -146,45 +136,34 @@ class Data:
     def __post_init__(self) -> None:
         """Raises `CamlError`: an option that the loader does not have, or of another kind, or one that is missing."""
         given = self.option if self.rho is None else {"rho": self.rho, **self.option}
-        function = loader(self.dataset, given)
-        for name, parameter in inspect.signature(function).parameters.items():
-            if name not in given:
-                if parameter.default is parameter.empty:
-                    raise CamlError(
-                        what=f"dataset {self.dataset!r} without {name}",
-                        expected=f"option {name}={parameter.annotation}",
-                        remedy=f"add it: --option {name}=...",
-                    )
-            elif name in self.option:
-                kind = eval(str(parameter.annotation), function.__globals__)
-                self.option[name] = _read(name, given[name], kind, str(parameter.annotation).removesuffix(" | None"))
+        takes = made_from(loader(self.dataset, given), object, lambda kind: Annotated[kind, WrapValidator(_read)])
+        read = takes(**given)
+        self.option.update({name: getattr(read, name) for name in self.option})
 
-    def load(self, seed: int, data_dir: Path | None = None) -> tuple[GroupDataset, GroupDataset, GroupDataset]:
+    def load(self, seed: int) -> tuple[GroupDataset, GroupDataset, GroupDataset]:
         """Training, validation and test split."""
-        more = {"rho": self.rho, "data_dir": data_dir}
-        return load(self.dataset, **{"seed": seed, **self.option, **{k: v for k, v in more.items() if v is not None}})
+        return load(self.dataset, seed=seed, **({} if self.rho is None else {"rho": self.rho}), **self.option)
 
 
-def _read(name: str, given: Any, kind: Any, words: str) -> Any:
-    adapter = pydantic.TypeAdapter(kind)
-    parts = [part for part in given.split(",") if part] if isinstance(given, str) else []
-    for value in (given, *([_word(given)] if parts else []), tuple(map(_word, parts))):
+def _read(given: Any, check: Callable[[Any], Any]) -> Any:
+    """An option that was given as text is what the loader takes first: the text, a word, or words between commas."""
+    if isinstance(given, str):
+        for reading in (given, word(given), [word(part) for part in given.split(",") if part]):
+            try:
+                return check(reading)
+            except ValueError:
+                continue
+    return check(given)
+
+
+def word(text: str) -> Any:
+    """A number, true, false or null where the text is one."""
+    for read in (json.loads, float):
         try:
-            return adapter.validate_python(value, strict=True)
-        except pydantic.ValidationError:
+            return read(text)
+        except ValueError:
             continue
-    raise CamlError(
-        what=f"--option {name}={given}",
-        expected=f"{name} of kind {words}" + (", for example 3,5" if "Sequence" in words else ""),
-        remedy="correct the option",
-    )
-
-
-def _word(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    return text
 
 
 def build(given: Mapping[str, Any]) -> tuple[Method, Data]:
@@ -193,40 +172,33 @@ def build(given: Mapping[str, Any]) -> tuple[Method, Data]:
     Raises:
         CamlError: a method that does not exist, settings that it does not take or that are out of range.
     """
-    rest = dict(given)
-    data = {key: rest.pop(key) for key in ("dataset", "rho", "option") if key in rest}
-    kind = kind_of(rest.get("method"))
-    if "dataset" not in data:
-        raise CamlError("a run without dataset", "a method and a dataset", "add it")
-    if kind is Hsfm:
-        rest = {next((own for own, spelt in SPELT.items() if spelt == key), key): v for key, v in rest.items()}
-    return kind(**{**usual(rest), **rest}), Data(**data)
+    data = {key: given[key] for key in ("dataset", "rho", "option") if key in given}
+    method = method_of({key: value for key, value in given.items() if key not in data})
+    return method, Data(**data)
 
 
 def config(method: Method, data: Data) -> dict[str, Any]:
-    """All settings of a run, flat, for its record; `of_record` reads them again."""
-    return {**dataclasses.asdict(method), **dataclasses.asdict(data)}
-
-
-def of_record(record: Mapping[str, Any]) -> tuple[Method, Data]:
-    """The settings that made a record. Older ones also say what their method does not have."""
-    said = {key: value for key, value in record["config"].items() if value is not None and value is not False}
-    said.pop("queries_from", None)
-    return build({"method": record["method"], "dataset": record["dataset"], **said})
+    """All settings of a run, flat, as JSON; `build` reads them again."""
+    every = {**dataclasses.asdict(method), **dataclasses.asdict(data)}
+    return dict(json.loads(json.dumps(every, default=str)))
 
 
 def words(method: Method, data: Data) -> list[str]:
     """What stands behind `python -m caml_core` to make the run: settings that differ from their defaults."""
-    base = usual(dataclasses.asdict(method))
     found = ["run", method.method, "--dataset", data.dataset]
     found += [] if data.rho is None else ["--rho", str(data.rho)]
-    for key, value in data.option.items():
+    for name, value in data.option.items():
         text = ",".join(map(str, value)) + "," if isinstance(value, list | tuple) else json.dumps(value)
-        found += ["--option", f"{key}={value if isinstance(value, str | Path) else text}"]
+        found += ["--option", f"{name}={value if isinstance(value, str | Path) else text}"]
+    base = usual(dataclasses.asdict(method))
     for field in dataclasses.fields(method):
-        value, default = getattr(method, field.name), base.get(field.name, field.default)
-        flag = "--" + (SPELT if isinstance(method, Hsfm) else {}).get(field.name, field.name).replace("_", "-")
-        if field.name != "method" and value != default:
+        value = getattr(method, field.name)
+        if field.name != "method" and value != base.get(field.name, field.default):
             each = value if isinstance(value, list | tuple) else [] if value is True else [value]
-            found += [flag, *map(str, each)]
+            found += [flag(field.name), *map(str, each)]
     return found
+
+
+def flag(setting: str) -> str:
+    """How the command line calls a setting."""
+    return "--" + SPELT.get(setting, setting).replace("_", "-")
