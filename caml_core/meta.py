@@ -75,7 +75,7 @@ def meta_gradient(
                 adapted = [p.detach().requires_grad_() for p in adapted]
         losses.append(loss(adapted, meta_test))
         g = torch.autograd.grad(losses[-1], adapted, create_graph=exact, materialize_grads=True)
-        torch._foreach_add_(c, g)
+        c = torch._foreach_add(c, g)
     if exact:
         c = torch.autograd.grad(torch.stack(losses).sum(), theta, materialize_grads=True)
     return [part.detach().div_(len(tasks)) for part in c]

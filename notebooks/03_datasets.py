@@ -567,7 +567,7 @@ if HAVE_MADLIBS:
 #
 # <details><summary>Three points are three points</summary>
 #
-# No. One picture is worth 3.3 points there.
+# No. One picture is worth more than three points there.
 #
 # </details>
 #
