@@ -544,6 +544,8 @@ for place in places:
         by_class = wga(place, f"{name}, groups classes") - wga(place, name)
         print(f"{place}: {name} by classes {by_class:+.1f}")
         assert abs(by_class) < 3
+
+# %%
 assert over_erm("birdscapes", "leia") > 30
 assert over_erm("dominoes", "leia") > 8
 assert abs(over_erm("resnet", "leia")) < 5
