@@ -125,6 +125,9 @@ class GroupDataset(Dataset[Example]):
         return digest.hexdigest()
 
 
+Splits = tuple[GroupDataset, GroupDataset, GroupDataset]  # training, validation, test
+
+
 def _column(name: str, values: Any, n: int, count: int | None = None) -> Tensor:
     """`values` as int64 (n,), refused unless they are whole numbers, n of them, below `count`."""
     given = torch.as_tensor(values)
