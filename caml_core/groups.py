@@ -123,6 +123,9 @@ class GroupDataset(Dataset[Example]):
         return hash_tensors(("", column) for column in (self.x, self.y, self.a))
 
 
+Splits = tuple[GroupDataset, GroupDataset, GroupDataset]  # training, validation, test
+
+
 def _column(name: str, values: Any, n: int, count: int | None = None) -> Tensor:
     """`values` as int64 (n,), refused unless they are whole numbers, n of them, below `count`."""
     given = torch.as_tensor(values)

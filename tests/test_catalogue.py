@@ -1,10 +1,8 @@
-"""Where datasets are found, what a fetch remembers of them, and what the command line says."""
+"""Where datasets are found and fetched to, and what the command line says."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,7 +105,7 @@ def test_entries_are_well_formed() -> None:
 def served(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """A server of the dataset `toy`, of which no checksum was published."""
     server.payload = pack("tar.gz")
-    monkeypatch.setitem(CATALOGUE, "toy", toy("tar.gz", server.url, server.payload))
+    monkeypatch.setitem(CATALOGUE, "toy", toy("tar.gz", server.url))
     return server
 
 
@@ -118,7 +116,7 @@ def test_fetched_once_and_found_ever_after(served: Server, tmp_path: Path, capsy
     assert said.out == f"{folder}\n"
     assert "toy.tar.gz" in said.err
     assert tree(folder.parent) == TREE
-    assert sorted(p.name for p in folder.parents[1].iterdir()) == [".toy.lock", "first_fetch.sha256", "toy"]
+    assert sorted(p.name for p in folder.parents[1].iterdir()) == [".toy.lock", "toy"]
     served.plan = ["e500"]
     assert locate("toy") == fetch("toy") == folder
     assert served.asked == 1
@@ -132,19 +130,6 @@ def test_several_files_make_one_folder(served: Server, monkeypatch: pytest.Monke
     monkeypatch.setitem(CATALOGUE, "toy", CATALOGUE["toy"]._replace(files=files, layouts=(("toy/metadata.csv",),)))
     folder = fetch("toy", progress=False)
     assert tree(folder) == {**TREE, "table.txt": table}
-
-
-def test_what_came_is_remembered(served: Server, tmp_path: Path) -> None:
-    """A source that nobody vouches for is held against its first fetch."""
-    folder = fetch("toy", progress=False)
-    shutil.rmtree(folder.parent)
-    right, served.payload = served.payload, gzip.compress(gzip.decompress(served.payload), mtime=1)  # another archive
-    with pytest.raises(CamlError, match="does not match the known hash") as caught:
-        fetch("toy", progress=False)
-    assert hashlib.sha256(right).hexdigest() in caught.value.expected
-    assert not folder.exists()
-    served.payload = right
-    assert fetch("toy", progress=False) == folder
 
 
 def test_another_archive_or_folder_is_refused(served: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

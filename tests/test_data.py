@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -276,24 +277,27 @@ def test_hub_download_is_checked(tmp_path: Path, cache: Path, monkeypatch: pytes
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     write_source(tmp_path / "hub", "mnist", {"train": 12, "test": 12})
-    blob = tmp_path / "blobs" / ("0" * 64)
-    blob.parent.mkdir()
+    file = tmp_path / "hub/ylecun/mnist/mnist/train-00000-of-00001.parquet"
+    blob = file.rename(tmp_path / ("0" * 64))
+    file.symlink_to(blob)
 
-    def fake(repository: str, filename: str, repo_type: str, local_files_only: bool = False) -> str:
+    def fake(repository: str, repo_type: str, allow_patterns: str, local_files_only: bool) -> str:
         if local_files_only:
             raise LocalEntryNotFoundError("not cached")
-        blob.write_bytes((tmp_path / "hub" / repository / filename).read_bytes())
-        return str(blob)
+        return str(file.parents[1])
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
     monkeypatch.setattr(sources.store, "hub_is_reachable", lambda: True)
     monkeypatch.delenv("CAML_DATA", raising=False)
+    content = blob.read_bytes()
     with pytest.raises(CamlError, match="wrong checksum"):
         sources.images("mnist", "train")
     assert not blob.exists()
 
-    blob.write_bytes((tmp_path / "hub/ylecun/mnist/mnist/train-00000-of-00001.parquet").read_bytes())
-    blob = blob.rename(blob.with_name(sources.store.sha256(blob)))
+    blob = tmp_path / hashlib.sha256(content).hexdigest()
+    blob.write_bytes(content)
+    file.unlink()
+    file.symlink_to(blob)
     found = sources.images("mnist", "train")
     assert len(found.labels) == 120
     assert "Hub" in found.origin

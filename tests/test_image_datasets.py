@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from caml_core.data import images as packed
 from caml_core.data.folder import SPLITS, Table, majority_of
 from caml_core.errors import CamlError
 from caml_core.features import extract_features, standardise
-from caml_core.groups import GroupDataset
+from caml_core.groups import Splits
 from caml_core.hsfm import hsfm
 from caml_core.hsfm_settings import Settings
 from caml_core.last_layer import erm_head
@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 SIZE = 32
 SMALL = {"train": (14, 4, 4, 14), "val": (6, 6, 6, 6), "test": (7, 5, 5, 7)}  # of two labels and two attributes
 pytestmark = pytest.mark.usefixtures("cache")
-Splits = tuple[GroupDataset, GroupDataset, GroupDataset]
+Counts = Mapping[str, Sequence[int]]
 
 
 # ---- folders in the official layouts -------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def draw(file: Path, y: int, a: int, seed: int) -> Path:
     return file
 
 
-def rows(counts: folder.Counts = SMALL) -> Iterator[tuple[int, int, int, int]]:
+def rows(counts: Counts = SMALL) -> Iterator[tuple[int, int, int, int]]:
     """(number, split code, y, a) of every image, splits mixed as in the official lists."""
     flat = [
         (code, *divmod(g, 2))
@@ -198,7 +198,7 @@ def read(module: str, at: Path, **options: Any) -> Splits:
 
 
 DRAWN = {"train": (17, 9, 9, 17), "val": (5, 3, 3, 5), "test": (5, 3, 3, 5)}  # of SMALL, by 60, 20 and 20%
-LAYOUTS: dict[str, tuple[str, Callable[..., Path], folder.Counts]] = {
+LAYOUTS: dict[str, tuple[str, Callable[..., Path], Counts]] = {
     "waterbirds": ("waterbirds", write_waterbirds, SMALL),
     "waterbirds in WILDS": ("waterbirds", write_waterbirds_wilds, SMALL),
     "celeba": ("celeba", write_celeba, SMALL),
@@ -366,9 +366,9 @@ def empty(folder: Path) -> None:
 
 
 BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "no column": ("waterbirds", lambda at: replace(at / "metadata.csv", "place,", "site,"), "no column place"),
+    "no column": ("waterbirds", lambda at: replace(at / "metadata.csv", "place,", "site,"), "0 columns place"),
     "no rows": ("waterbirds", lambda at: (at / "metadata.csv").write_text("img_filename,y,split,place\n"), "no rows"),
-    "empty file": ("waterbirds", lambda at: (at / "metadata.csv").write_text(""), "no column"),
+    "empty file": ("waterbirds", lambda at: (at / "metadata.csv").write_text(""), "0 columns"),
     "cut row": ("waterbirds", lambda at: replace(at / "metadata.csv", ".jpg,", ".jpg"), "line 2 does not fit"),
     "not text": ("waterbirds", lambda at: (at / "metadata.csv").write_bytes(b"\xff\xfe\x00"), "cannot read"),
     "unknown split": ("waterbirds", lambda at: replace(at / "metadata.csv", ",0,0,/", ",3,0,/"), "split is '3'"),
@@ -539,6 +539,7 @@ def die(*arguments, **options):
     done.append(decode(*arguments, **options))
     if len(done) == 7:
         os.kill(os.getpid(), signal.SIGKILL)
+    return done[-1]
 packed._decode = die
 packed.packed([Path(name) for name in sys.argv[1:]], 32, progress=False)
 """
@@ -585,19 +586,6 @@ def test_a_corrupt_image_is_named(format: str, photos: list[Path], cache: Path) 
         refused += 1
         assert not list((cache / "packed").iterdir())
     assert refused >= 4
-
-
-def test_an_image_that_changes_meanwhile_is_refused(photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    digests_of = packed.digests_of
-
-    def extract(files: list[Path]) -> list[bytes]:
-        found = digests_of(files)
-        draw(photos[2], 1, 1, 99)
-        return found
-
-    monkeypatch.setattr(packed, "digests_of", extract)
-    with pytest.raises(CamlError, match=r"2\.jpg changed while it was read"):
-        pack(photos)
 
 
 # ---- the page ------------------------------------------------------------------------------------------------------

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import unicodedata
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -87,12 +89,45 @@ def test_the_whole_range_of_values_is_kept(values: np.ndarray, name: str, tmp_pa
     assert (x[..., :1] == x).all(), "grey"
 
 
+NAN = np.where(RAMP > 0.9, np.nan, RAMP)
+
+
 @pytest.mark.parametrize(
-    "values", [(RAMP * 4095).astype(np.uint16), (RAMP * 255).astype(np.float32), (RAMP - 0.5).astype(np.float32)]
+    "values",
+    [
+        *((RAMP * (2**bits - 1)).astype(np.uint16) for bits in (10, 12, 14)),
+        *((RAMP * most).astype(np.int32) for most in (255, 10**6, -99)),
+        *(scale.astype(np.float32) for scale in (RAMP * 255, RAMP - 0.5, NAN)),
+    ],
 )
 def test_values_of_unknown_scale_are_named(values: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(CamlError, match=r"scan\.tif cannot be used: values .* scale all images alike"):
         pixels(Image.fromarray(values), "scan.tif", tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_colours_of_16_bits_are_whole_or_named(kind: int, channels: int, tmp_path: Path) -> None:
+    """Pillow keeps the upper 8 bits of each, which are none when 12 are used."""
+
+    def png(most: int) -> np.ndarray:
+        rows = np.repeat((RAMP * most)[..., None], channels, axis=2).astype(">u2")
+        if kind > 3:
+            rows[..., -1] = 65535  # nothing is transparent
+        content = {
+            b"IHDR": struct.pack(">IIBBBBB", 64, 64, 16, kind, 0, 0, 0),
+            b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)),
+            b"IEND": b"",
+        }
+        chunks = [(struct.pack(">I", len(data)), name + data) for name, data in content.items()]
+        file = b"\x89PNG\r\n\x1a\n" + b"".join(n + data + struct.pack(">I", zlib.crc32(data)) for n, data in chunks)
+        (tmp_path / "deep.png").write_bytes(file)
+        return packed([tmp_path / "deep.png"], 32, upright=True, progress=False)[0].numpy()
+
+    x = png(65535)
+    assert x.min() == 16
+    assert x.max() in (232, 233)
+    with pytest.raises(CamlError, match=r"deep\.png cannot be used: values .* scale all images alike"):
+        png(4095)
 
 
 def test_black_pictures_of_many_bits_are_black(tmp_path: Path) -> None:
@@ -283,7 +318,7 @@ FAULTS: dict[str, tuple[Callable[[list[list[str]]], Any], str]] = {
     "torn quotes": (lambda lines: (cell(3, 1, '"finch')(lines), cell(6, 1, 'finch"')(lines)), "line 6 does not fit"),
     "open quotes": (cell(24, 1, '"gull'), "line 25 does not fit"),
     "column twice": (lambda lines: rewrite(lines, [[*row, row[1]] for row in lines]), "2 columns y"),
-    "column absent": (cell(1, 2, "attribute"), "no column a"),
+    "column absent": (cell(1, 2, "attribute"), "0 columns a"),
     "wrong split": (
         lambda lines: rewrite(lines, [[*row, SPLIT.get(k, "train")] for k, row in enumerate(lines)]),
         "line 21: split is 'trian'",
@@ -308,10 +343,37 @@ def test_a_fault_is_named_with_its_line(fault: str, tmp_path: Path) -> None:
 
 
 def test_odd_things_are_loaded_with_a_warning(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="some values of y differ in capital letters only: Finch, finch, gull"):
-        read(table(tmp_path / "a", lambda lines: [cell(k, 1, "Finch")(lines) for k in (2, 3, 4, 8, 9, 10)]))
+    for odd in ("Finch", "fin ch", "finch\u200b"):
+        change = [cell(k, 1, odd) for k in (2, 3, 4, 8, 9, 10)]
+        with pytest.warns(UserWarning, match=f"some values of y differ in capital letters or blanks only: .*{odd}"):
+            read(table(tmp_path / odd, lambda lines, change=change: [one(lines) for one in change]))  # type: ignore[misc]
     with pytest.warns(UserWarning, match="some values of a are numbers, others not: --1, 1"):
         read(table(tmp_path / "b", lambda lines: [cell(k, 2, ("1", "--1")[k % 2])(lines) for k in range(2, 26)]))
+
+
+@pytest.mark.parametrize("header", ["Path,Y,A,Split", "PATH,y,a,SPLIT", " path , y , a , split "])
+def test_the_columns_may_be_called_in_capitals(header: str, tmp_path: Path) -> None:
+    """A column Split that goes unread would give other splits than those it says."""
+    splits = [("train", "Val", "TEST")[k % 3] for k in range(len(ROWS))]
+
+    def change(lines: list[list[str]]) -> None:
+        lines[0] = header.split(",")
+        for line, split in zip(lines[1:], splits):
+            line.append(split)
+
+    parts = read(table(tmp_path, change))
+    assert loaded(parts) == Counter(ROWS)
+    assert all(number % 3 == k for k, part in enumerate(parts) for number, _, _ in loaded((part,)))
+
+
+def test_a_link_that_leads_back_is_not_followed(tmp_path: Path) -> None:
+    rows = rows_of(["finch", "gull"], ["forest", "shore"])
+    top = tree(tmp_path / "t", rows)
+    shutil.move(top / "gull" / "shore", tmp_path / "elsewhere")
+    (top / "gull" / "shore").symlink_to(tmp_path / "elsewhere")
+    (top / "finch" / "round").symlink_to(top)
+    (top / "finch" / "forest" / "here").symlink_to(".")
+    assert loaded(read(top)) == Counter(rows)
 
 
 def test_a_picture_in_two_splits_is_named(tmp_path: Path) -> None:
@@ -363,6 +425,7 @@ def pictures(draw: st.DrawFn) -> tuple[list[Row], bool]:
 def folders(draw: st.DrawFn, fault: str) -> tuple[list[tuple[str, int]], list[Row], bool]:
     """A tree: files (and their numbers, -1 for what is no picture), rows, whether there are splits."""
     rows, split = draw(pictures())
+    split |= fault == "twin"
     files = []
     for number, y, a in rows:
         y, a = (unicodedata.normalize(draw(st.sampled_from(FORMS)), text) for text in (y, a))
@@ -370,7 +433,9 @@ def folders(draw: st.DrawFn, fault: str) -> tuple[list[tuple[str, int]], list[Ro
         name = f"{deeper}{draw(st.sampled_from(['', 'IMG_', 'Möwe ']))}{number}{draw(st.sampled_from(SUFFIXES))}"
         files.append((("train/", "val/", "test/")[number % 3] * split + f"{y}/{a}/{name}", number))
     for name in draw(st.lists(st.sampled_from([".DS_Store", "__MACOSX/a/b/c.png", "Thumbs.db", ".x/y/z/1.png"]))):
-        files.append((name, -1))
+        files.append((draw(st.sampled_from(["", files[0][0].rpartition("/")[0] + "/"])) + name, -1))
+    if fault == "twin":  # the first picture, which is in training
+        files.append((f"test/{rows[0][1]}/{rows[0][2]}/twin.png", 0))
     if fault == "other":
         files.append(("labels/old/notes.txt", -1))
     if fault == "astray":
@@ -438,7 +503,9 @@ def check(splits: tuple[GroupDataset, ...], rows: list[Row], split: bool) -> Non
         assert all(number % 3 == k for k, part in enumerate(splits) for number, _, _ in loaded((part,)))
 
 
-@pytest.mark.parametrize(("fault", "count"), [("none", 90), ("other", 20), ("astray", 20), ("broken", 20)])
+@pytest.mark.parametrize(
+    ("fault", "count"), [("none", 90), ("other", 20), ("astray", 20), ("broken", 20), ("twin", 20)]
+)
 def test_drawn_trees(fault: str, count: int, fresh: Callable[[], Path]) -> None:
     @many(count)
     @given(folders(fault))
@@ -464,9 +531,12 @@ def test_drawn_trees(fault: str, count: int, fresh: Callable[[], Path]) -> None:
             elif are_splits:
                 with pytest.raises(CamlError, match=r"no folder of split/y/a|split is"):
                     read(top)
+            elif fault == "twin":
+                assert loaded(read(top)) == Counter([*rows, rows[0]])
             else:
                 check(read(top), rows, split)
         assert any("notes.txt" in str(w.message) for w in said) == (fault == "other")
+        assert any("in two splits" in str(w.message) for w in said) == (fault == "twin")
 
     run()
 

@@ -76,7 +76,7 @@ def small_comments(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch)
             shares[i % len(shares)] = 0.5  # on the edge: counts as named
         elif i % 3 == 0:
             shares[2] = ""
-        split = civilcomments.SPLITS[int(rng.choice(3, p=(0.5, 0.25, 0.25)))]
+        split = tuple(civilcomments.PUBLISHED)[int(rng.choice(3, p=(0.5, 0.25, 0.25)))]
         text_ = words + '\nand "more"' if i == 7 else words
         rows.append([i, i, text_, split, 0.5 if toxic else 0.49, *shares, 1.0])
     header = ("", "id", "comment_text", "split", "toxicity", *civilcomments.IDENTITIES, "identity_any")
@@ -276,7 +276,7 @@ def test_civilcomments(small_comments: Path, tiny_bert: Path) -> None:
     with open(file, newline="", encoding="utf-8") as stream:
         official = list(csv.DictReader(stream))
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
-    for name, split in zip(civilcomments.SPLITS, splits):
+    for name, split in zip(civilcomments.PUBLISHED, splits):
         assert split.x.dtype == torch.int16
         for x, y, row in zip(split.x, split.y, split.extra["row"]):
             comment = official[int(row)]
@@ -298,13 +298,12 @@ def test_civilcomments_sample(small_comments: Path, tiny_bert: Path) -> None:
 
 
 def test_civilcomments_counts(small_comments: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CamlError, match="148186") as error:
+    with pytest.raises(CamlError, match="148186"):
         load("civilcomments", model=str(tiny_bert), length=8)
-    assert "269,038" in error.value.expected
     found = {
         name: tuple(split.group_counts.tolist())
         for name, split in zip(
-            civilcomments.SPLITS, load("civilcomments", model=str(tiny_bert), length=8, check_counts=False)
+            tuple(civilcomments.PUBLISHED), load("civilcomments", model=str(tiny_bert), length=8, check_counts=False)
         )
     }
     monkeypatch.setattr(civilcomments, "PUBLISHED", found)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from caml_core.errors import CamlError
 
 if TYPE_CHECKING:
-    from caml_core.groups import GroupDataset
+    from caml_core.groups import Splits
 
 DATASETS = ("birdscapes", "celeba", "civilcomments", "dominoes", "folder", "madlibs", "metashift", "spuco_animals",
             "spuco_mnist", "waterbirds")  # fmt: skip
 
 
-def load(name: str, **options: Any) -> tuple[GroupDataset, GroupDataset, GroupDataset]:
+def load(name: str, **options: Any) -> Splits:
     """Load a dataset by name: the training, validation and test splits.
 
     Args:
@@ -26,8 +26,8 @@ def load(name: str, **options: Any) -> tuple[GroupDataset, GroupDataset, GroupDa
     Raises:
         CamlError: unknown name or option, or whatever the dataset finds wrong.
     """
-    train, val, test = loader(name, options)(**options)
-    return train, val, test
+    splits: Splits = loader(name, options)(**options)
+    return splits
 
 
 def loader(name: str, options: Iterable[str]) -> Callable[..., Any]:

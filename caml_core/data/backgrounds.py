@@ -15,10 +15,8 @@ from PIL import Image, ImageDraw
 Array = npt.NDArray[np.float64]  # points (..., 2) in unit coordinates, or colours (..., 3) in 0..255
 Rng = np.random.Generator
 
-
-# ---- palettes; a pair is the upper and the lower colour of a vertical gradient -----------------------------
-
 # fmt: off
+# Palettes; a pair is the upper and the lower colour of a vertical gradient.
 BLACK, WHITE, CREAM, STRAW = np.array([(0,) * 3, (255,) * 3, (250, 244, 224), (190, 176, 90)], dtype=float)
 SKIES: Array = np.array([  # clear, haze; overcast, sunset; dusk, dawn
     [(112, 176, 232), (214, 234, 246)], [(150, 190, 226), (236, 240, 238)],
@@ -45,9 +43,6 @@ PETALS: Array = np.array([(250, 244, 236), (246, 214, 84), (226, 112, 140), (150
 # fmt: on
 
 
-# ---- geometry ----------------------------------------------------------------------------------------------
-
-
 def mix(first: Array, second: Array, share: float | Array) -> Array:
     """`first` where `share` is 0, `second` where it is 1."""
     return first + (second - first) * share
@@ -56,8 +51,7 @@ def mix(first: Array, second: Array, share: float | Array) -> Array:
 def turn(points: Array, angle: float) -> Array:
     """Rotate (..., 2) points about the origin; positive angles turn x towards y (clockwise on the image)."""
     cos, sin = np.cos(angle), np.sin(angle)
-    turned: Array = points @ np.array([[cos, sin], [-sin, cos]])
-    return turned
+    return points @ np.array([[cos, sin], [-sin, cos]])  # type: ignore[no-any-return]
 
 
 def xy(x: Array, y: Array) -> Array:
@@ -135,15 +129,11 @@ class Canvas:
         corners = np.clip(np.concatenate([point - 0.06, point + 0.06]), 0, 1) * self.pixels
         left, top, right, bottom = corners.astype(int).tolist()
         patch = self.image.crop((left, top, right, bottom))
-        colour: Array = np.asarray(patch, dtype=float).mean(axis=(0, 1))
-        return colour
+        return np.asarray(patch, dtype=float).mean(axis=(0, 1))  # type: ignore[no-any-return]
 
     def finish(self) -> Array:
         """The picture as float64 (size, size, 3) in 0..255."""
         return np.asarray(self.image.reduce(self.scale), dtype=float)
-
-
-# ---- backgrounds -------------------------------------------------------------------------------------------
 
 
 def pick(rng: Rng, table: Array) -> Array:
@@ -285,8 +275,7 @@ def draw_wood(canvas: Canvas, rng: Rng, horizon: float, leaf: Array) -> None:
     for x, foot in scatter(rng, rng.integers(2, 7), (0, 1), (horizon, horizon + 0.12)):
         top, half = x + rng.normal(0, 0.04), rng.uniform(0.012, 0.045)
         trunk = np.array([[top - half, 0], [top + half, 0], [x + 1.3 * half, foot], [x - 1.3 * half, foot]])
-        colour = bark * rng.uniform(0.75, 1.1)
-        canvas.fill(trunk, colour)
         shade = trunk.copy()
         shade[[1, 2], 0] -= 1.3 * half
-        canvas.fill(shade, 0.7 * colour)
+        colour = bark * rng.uniform(0.75, 1.1)
+        canvas.fill(np.stack([trunk, shade]), np.stack([colour, 0.7 * colour]))

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL
+from joblib import Parallel, cpu_count, delayed
+from tqdm.auto import tqdm
 
 from caml_core import store
 from caml_core.data import backgrounds, scenery
-from caml_core.data.scenery import COLOURS, SPLITS, Attributes, check_size, draw
+from caml_core.data.scenery import COLOURS, SPLITS, Attributes, draw
 from caml_core.errors import CamlError
 
 if TYPE_CHECKING:
-    from caml_core.groups import GroupDataset
+    from caml_core.groups import GroupDataset, Splits
 
 BIRDS = ("landbird", "waterbird")
 BACKGROUNDS = ("land", "water")
@@ -73,12 +75,8 @@ def scenes(n: int, bird: int, background: int, progress: bool = False, **options
     Args:
         options: seed, split and size, as `caml_core.data.scenery.draw` takes them.
     """
-    from joblib import Parallel, cpu_count, delayed
-    from tqdm.auto import tqdm
-
-    # Another program never reuses our pictures, nor do other libraries.
     meta = {"bird": bird, "background": background, **options, "source": SOURCE}
-    meta |= {"numpy": np.__version__, "pillow": PIL.__version__}
+    meta |= {"numpy": np.__version__, "pillow": PIL.__version__}  # others may draw otherwise
     folder = store.cache_dir() / "birdscapes" / f"{options['size']}px-seed{options['seed']}"
     path = folder / f"{options['split']}-{BIRDS[bird]}-{BACKGROUNDS[background]}.npz"
     parts: list[Arrays] = []
@@ -93,8 +91,7 @@ def scenes(n: int, bird: int, background: int, progress: bool = False, **options
         jobs = 1 if len(chunks) <= 2 else min(cpu_count(), len(chunks))  # drawn before processes would have started
         work = (delayed(draw_scenes)(chunk, bird, background, **options) for chunk in chunks)
         drawn = Parallel(n_jobs=jobs, return_as="generator")(work)
-        bar = tqdm(drawn, f"drawing {path.stem}", len(chunks), unit_scale=CHUNK, unit="image", disable=not progress)
-        parts += bar
+        parts += tqdm(drawn, f"drawing {path.stem}", len(chunks), unit_scale=CHUNK, disable=not progress)
         store.save_npz(path, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, meta)
     return {name: np.concatenate([part[name] for part in parts])[:n] for name in parts[0]}
 
@@ -108,7 +105,7 @@ def draw_scenes(numbers: Iterable[int], bird: int, background: int, **options: A
 def load(
     *, rho: float = 0.95, n_train: int = 3000, n_val: int = 600, n_test: int = 1200, size: int = 48, seed: int = 0,
     progress: bool = True,
-) -> tuple[GroupDataset, GroupDataset, GroupDataset]:  # fmt: skip
+) -> Splits:  # fmt: skip
     """The training, validation and test splits, drawn on first use and cached in the user's cache folder.
 
     x is uint8 (n, 3, size, size); the columns of `Attributes` are in `extra`.
@@ -119,26 +116,21 @@ def load(
         size: side of the images in pixels, at least 16.
         seed: seed of the scenes and of the order of the rows, 0 or more.
     """
-    import torch
-
     from caml_core.groups import GroupDataset, check_rho
 
     check_rho(rho)
-    check_size(size)
-    names: dict[str, Any] = {"class_names": BIRDS, "attribute_names": BACKGROUNDS}
     splits = []
     for k, (split, n) in enumerate(zip(SPLITS, (n_train, n_val, n_test))):
         if n < 4:
-            expected = "at least 4 examples, one for each group of a balanced split"
-            raise CamlError(f"n_{split} = {n}", expected, f"choose for example n_{split}=600")
+            raise CamlError(f"n_{split} = {n}", "at least 4, one for each group", f"choose for example n_{split}=600")
         counts = group_counts(n, rho if split == "train" else 0.5)
         options: dict[str, Any] = {"size": size, "seed": seed, "split": split, "progress": progress}
         groups = [scenes(count, *group, **options) for group, count in counts.items() if count]
         order = np.random.default_rng([seed, k]).permutation(n)
         images, attributes = (np.concatenate([group[name] for group in groups])[order] for name in ("x", "attributes"))
-        extra = {name: torch.from_numpy(attributes[:, i].copy()) for i, name in enumerate(Attributes._fields)}
-        x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        extra: dict[str, Any] = dict(zip(Attributes._fields, attributes.T.copy()))
+        names: dict[str, Any] = {"class_names": BIRDS, "attribute_names": BACKGROUNDS, "extra": extra}
         names["source"] = f"birdscapes, drawn by the program: {split}, seed {seed}, {size} px"
-        splits.append(GroupDataset(x, extra["bird"], extra["background"], extra=extra, **names))
-    train, val, test = splits
-    return train, val, test
+        x = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        splits.append(GroupDataset(x, extra["bird"], extra["background"], **names))
+    return splits[0], splits[1], splits[2]

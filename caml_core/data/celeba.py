@@ -10,14 +10,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from caml_core.data.find import locate
-from caml_core.data.folder import Splits, Table, compare_counts, splits_of
+from caml_core.data.folder import Table, compare_counts, splits_of
 from caml_core.data.listing import LINE, Columns, codes, read_csv, split_codes
 from caml_core.data.sources import Where
 from caml_core.errors import CamlError
+from caml_core.groups import Splits
 
 CLASSES, ATTRIBUTES = ("not blond", "blond"), ("female", "male")
 PUBLISHED = {"train": (71629, 66874, 22880, 1387), "val": (8535, 8276, 2874, 182), "test": (9767, 7535, 2480, 180)}
 BINARY = {"-1": 0, "0": 0, "1": 1}
+AUTHORS = (("Anno", "list_attr_celeba.txt"), ("Eval", "list_eval_partition.txt"))
+DFR = {"image_id": "img_filename", "Blond_Hair": "y", "Male": "place"}
 IMAGE_FOLDERS = ("img_align_celeba/img_align_celeba", "img_align_celeba", "Img/img_align_celeba")
 
 
@@ -59,39 +62,28 @@ def _labels(folder: Path) -> tuple[Columns, Path]:
     for name in ("celeba_metadata.csv", "metadata.csv"):
         if (file := folder / name).exists():
             columns = read_csv(file, ("img_filename", "y", "split", "place"))
-            names = {"image_id": "img_filename", "Blond_Hair": "y", "Male": "place", "split": "split", LINE: LINE}
-            return {new: columns[old] for new, old in names.items()}, file
+            return columns | {new: columns[old] for new, old in DFR.items()}, file
     if (file := folder / "list_attr_celeba.csv").exists():
         columns = listed = read_csv(file, ("image_id", "Blond_Hair", "Male"))
         if "partition" not in columns:
             listed = read_csv(folder / "list_eval_partition.csv", ("image_id", "partition"))
         partition = dict(zip(listed["image_id"], listed["partition"]))
     else:
-        file = _find(folder, "list_attr_celeba.txt", "Anno")
-        (count, *_), header, *rows = _words(file)
+        (file, rows), (_, splits) = (_words(folder, *name) for name in AUTHORS)
+        (count, *_), header, *rows = rows
+        if count != str(len(rows)):
+            raise CamlError(f"{file} has {len(rows)} rows", f"{count}, as its first line says", "fetch it again")
         columns = dict(zip(("image_id", *header), map(list, zip(*rows))))
-        if count != str(len(rows)) or not {"Blond_Hair", "Male"} <= columns.keys():
-            what = f"{file} has {len(rows)} rows and columns {', '.join(header[:5])}, ..."
-            expected = f"{count} rows as its first line says, with columns Blond_Hair and Male"
-            raise CamlError(what, expected, "fetch the file again")
         columns[LINE] = [str(i) for i in range(3, len(rows) + 3)]
-        partition = {row[0]: row[1] for row in _words(_find(folder, "list_eval_partition.txt", "Eval"))}
-    return {**columns, "split": [partition.get(name, "missing") for name in columns["image_id"]]}, file
+        partition = {row[0]: row[1] for row in splits}
+    return columns | {"split": [partition.get(name, "missing") for name in columns["image_id"]]}, file
 
 
-def _find(folder: Path, name: str, part: str) -> Path:
-    return next((file for file in (folder / name, folder / part / name) if file.exists()), folder / name)
-
-
-def _words(file: Path) -> list[list[str]]:
-    """Words of each line of one of the authors' text files."""
+def _words(folder: Path, part: str, name: str) -> tuple[Path, list[list[str]]]:
+    """One of the authors' text files, in the folder or its part, and the words of each line."""
+    file = folder / part / name if (folder / part / name).exists() else folder / name
     try:
-        lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
+        return file, [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         expected = "list_attr_celeba and list_eval_partition, both as .txt or both as .csv"
         raise CamlError(f"cannot read {file}: {error}", expected, "put the missing one beside the other") from error
-    lines = [words for words in lines if words]
-    if len(lines) < 3 or len({len(words) for words in lines[2:]}) != 1:
-        what, expected = f"{file} has lines of different lengths, or too few", "the authors' file, one image a line"
-        raise CamlError(what, expected, "fetch the file again")
-    return lines

@@ -14,32 +14,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import torch
+from pyarrow import compute, csv
 
 from caml_core.data.find import locate
 from caml_core.data.sentences import encode_splits, tokenise
 from caml_core.data.sources import Where
 from caml_core.errors import CamlError
-from caml_core.groups import GroupDataset
+from caml_core.groups import GroupDataset, Splits
 
 FETCH = "python -m caml_core data fetch civilcomments"
 FILE = "all_data_with_identities.csv"
 IDENTITIES = ("male", "female", "LGBTQ", "christian", "muslim", "other_religions", "black", "white")
-SPLITS = ("train", "val", "test")
 CLASSES, ATTRIBUTES = ("not toxic", "toxic"), ("no identity", "identity")
 # Examples of each group (y, a), as the literature reports them; each row adds up to WILDS's size of the split.
-PUBLISHED = {
-    "train": (148186, 90337, 12731, 17784),
-    "val": (25159, 14966, 2111, 2944),
-    "test": (74780, 43778, 6455, 8769),
-}
+PUBLISHED = {"train": (148186, 90337, 12731, 17784), "val": (25159, 14966, 2111, 2944),
+             "test": (74780, 43778, 6455, 8769)}  # fmt: skip
 
 
 def load(
     *, encode: str = "tokens", model: str = "google-bert/bert-base-uncased", length: int = 300,
     n_train: int | None = None, n_val: int | None = None, n_test: int | None = None, seed: int = 0,
     check_counts: bool = True, data_dir: Where = None,
-) -> tuple[GroupDataset, GroupDataset, GroupDataset]:  # fmt: skip
+) -> Splits:  # fmt: skip
     """Load CivilComments: x int16 (N, length) word pieces of `model`, y (not toxic, toxic), a (no identity, identity).
 
     `extra["row"]` is the row in the file.
@@ -61,7 +59,7 @@ def load(
         compare_counts(y, a, split_of)
     names: dict[str, Any] = {"class_names": CLASSES, "attribute_names": ATTRIBUTES, "source": f"WILDS, {FILE}"}
     rng, examples = np.random.default_rng([seed, 0xC1C]), []
-    for split, n in zip(SPLITS, (n_train, n_val, n_test)):
+    for split, n in zip(PUBLISHED, (n_train, n_val, n_test)):
         rows = np.flatnonzero(split_of == split)
         if n is not None and not 0 < n <= len(rows):
             expected = f"1 to {len(rows)}, the size of the split"
@@ -70,31 +68,21 @@ def load(
         chunks = (text.take(rows[at : at + 1000]).to_pylist() for at in range(0, len(rows), 1000))
         x = tokenise(chunks, len(rows), length, model if encode == "tokens" else None)
         examples.append(GroupDataset(x, y[rows], a[rows], extra={"row": torch.from_numpy(rows)}, **names))
-    train, val, test = encode_splits(examples, encode)
-    return train, val, test
+    return encode_splits(examples, encode)
 
 
 def compare_counts(y: np.ndarray, a: np.ndarray, split_of: np.ndarray) -> None:
-    """Hold the examples of each group against `PUBLISHED`.
-
-    A split of another size is an error. Another group count is a warning, since not all papers count the same
-    identities.
-    """
+    """Hold the groups against `PUBLISHED`: a warning where identities are counted otherwise, as some papers do."""
     found = {split: np.bincount(2 * y[split_of == split] + a[split_of == split], minlength=4) for split in PUBLISHED}
-    lines = [f"{split} {n.tolist()} (published {list(PUBLISHED[split])})" for split, n in found.items()]
-    if any(n.sum() != sum(PUBLISHED[split]) for split, n in found.items()):
-        sizes = ", ".join(f"{split} {sum(n):,}" for split, n in PUBLISHED.items())
-        what = "CivilComments with examples of each group " + ", ".join(lines)
-        raise CamlError(what, f"the sizes that WILDS published: {sizes}", FETCH)
     if any(tuple(n) != PUBLISHED[split] for split, n in found.items()):
-        warnings.warn("groups of CivilComments differ from the published: " + ", ".join(lines), stacklevel=3)
+        what = "; ".join(f"{split} {n.tolist()}, published {list(PUBLISHED[split])}" for split, n in found.items())
+        if any(n.sum() != sum(PUBLISHED[split]) for split, n in found.items()):
+            raise CamlError(f"CivilComments has splits of other sizes: {what}", "the published sizes", FETCH)
+        warnings.warn(f"groups of CivilComments differ from the published: {what}", stacklevel=3)
 
 
 def read(file: Path) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
     """The comments (of pyarrow), y and a: int64 (N,), and the split of each: str (N,)."""
-    import pyarrow
-    from pyarrow import compute, csv
-
     columns = ["comment_text", "split", "toxicity", *IDENTITIES]
     try:
         convert = csv.ConvertOptions(include_columns=columns, column_types={"comment_text": pyarrow.string()})

@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from caml_core.data.sources import SOURCES, Images, Where, images
 from caml_core.errors import CamlError
-from caml_core.groups import GroupDataset, assign_attributes, check_rho
+from caml_core.groups import GroupDataset, Splits, assign_attributes, check_rho
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "hsfm": {"classes": (1, 9), "rho": 0.9, "sizes": (8000, 2000, 2000), "pairing": "exact"},
@@ -32,7 +31,7 @@ def load(
     *, protocol: str = "hsfm", top: str = "mnist", bottom: str = "cifar10", classes: Sequence[int] | None = None,
     top_classes: Sequence[int] | None = None, rho: float | None = None, n_train: int | None = None,
     n_val: int | None = None, n_test: int | None = None, seed: int = 0, data_dir: Where = None,
-) -> tuple[GroupDataset, GroupDataset, GroupDataset]:  # fmt: skip
+) -> Splits:  # fmt: skip
     """Build Dominoes: x uint8 (N, 3, 64, 32), y from the bottom, a from the top.
 
     Args:
@@ -61,46 +60,39 @@ def load(
         raise CamlError(f"classes {pairs}", expected, "choose for example classes=(1, 9), top_classes=(0, 1)")
 
     rng = np.random.default_rng([seed, 0x0D0])
-    n_classes = len(classes)
-    per_class = [size // n_classes for size in sizes]
+    counts = [size // len(classes) for size in sizes]  # of a class
     bottoms, tops = ({s: images(name, s, data_dir) for s in ("train", "test")} for name in (bottom, top))
     # Rows of each class, shuffled once; training and validation share no image, top or bottom.
-    bottom_train = _pools(bottoms["train"], classes, rng)
-    bottom_test = _pools(bottoms["test"], classes, rng)
+    bottom_train, bottom_test = (_pools(bottoms[split], classes, rng) for split in ("train", "test"))
     if protocol == "caml":
         bottom_test = [pool[:TEST_POOL_PER_CLASS] for pool in bottom_test]
-    top_train = _pools(tops["train"], top_classes, rng)
-    top_test = _pools(tops["test"], top_classes, rng)
-    cuts = [round(len(pool) * per_class[1] / max(1, sum(per_class[:2]))) for pool in top_train]
-    for_train = [p[per_class[1] :] for p in bottom_train], [p[c:] for p, c in zip(top_train, cuts)]
-    for_val = bottom_train, [p[:c] for p, c in zip(top_train, cuts)]
+    top_train, top_test = (_pools(tops[split], top_classes, rng) for split in ("train", "test"))
+    cuts = [round(len(pool) * counts[1] / max(1, sum(counts[:2]))) for pool in top_train]
+    for_train = [pool[counts[1] :] for pool in bottom_train], [pool[cut:] for pool, cut in zip(top_train, cuts)]
+    for_val = bottom_train, [pool[:cut] for pool, cut in zip(top_train, cuts)]
     plan = (
-        ("train", per_class[0], rho, chosen["pairing"], *for_train),
-        ("train", per_class[1], 1 / n_classes, "exact", *for_val),
-        ("test", per_class[2], 1 / n_classes, "exact", bottom_test, top_test),
+        ("train", rho, chosen["pairing"], *for_train),
+        ("train", 1 / len(classes), "exact", *for_val),
+        ("test", 1 / len(classes), "exact", bottom_test, top_test),
     )
-    names: dict[str, Any] = {
-        "class_names": [SOURCES[bottom].classes[c] for c in classes],
-        "attribute_names": [SOURCES[top].classes[c] for c in top_classes],
-    }
+    labels, attributes = ([SOURCES[name].classes[c] for c in chosen] for name, chosen in pairs)
     splits = []
-    for split, count, share, pairing, bottom_pools, top_pools in plan:
-        if short := [name for name, pool in zip(names["class_names"], bottom_pools) if len(pool) < count]:
+    for count, (split, share, pairing, bottom_pools, top_pools) in zip(counts, plan):
+        if short := [name for name, pool in zip(labels, bottom_pools) if len(pool) < count]:
             what = f"{bottom} has too few images of {', '.join(short)} for {count} in one split"
             raise CamlError(what, f"at least {count} left of each class", "ask for fewer with n_train, n_val or n_test")
-        y = np.repeat(np.arange(n_classes), count)
-        a = assign_attributes(y, n_classes, share, rng, pairing)
+        y = np.repeat(np.arange(len(classes)), count)
+        a = assign_attributes(y, len(classes), share, rng, pairing)
         rows_bottom = np.concatenate([pool[:count] for pool in bottom_pools])
         rows_top = np.empty_like(rows_bottom)
         for k, pool in enumerate(top_pools):
             rows_top[a == k] = np.resize(pool, int((a == k).sum()))
         order = rng.permutation(len(y))
         halves = _square(tops[split].pixels[rows_top[order]]), _square(bottoms[split].pixels[rows_bottom[order]])
-        x = torch.from_numpy(np.concatenate(halves, axis=2))
         source = f"{bottom} from {bottoms[split].origin}; {top} from {tops[split].origin}"
-        splits.append(GroupDataset(x, y[order], a[order], source=source, **names))
-    train, val, test = splits
-    return train, val, test
+        names: dict[str, Any] = {"class_names": labels, "attribute_names": attributes, "source": source}
+        splits.append(GroupDataset(np.concatenate(halves, axis=2), y[order], a[order], **names))
+    return splits[0], splits[1], splits[2]
 
 
 def _pools(source: Images, classes: Sequence[int], rng: np.random.Generator) -> list[np.ndarray]:

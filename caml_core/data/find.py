@@ -1,7 +1,6 @@
 """What each dataset of the book is, where it comes from, under which licence (`catalogue.toml`), and its folder.
 
-`locate(name)` looks in `data_dir` or `$CAML_DATA`, then in the cache, and at last fetches. Where nobody published a
-checksum, that of the first fetch is kept in `datasets/first_fetch.sha256`, and a later fetch must give the same file.
+`locate(name)` looks in `data_dir` or `$CAML_DATA`, then in the cache, and at last fetches.
 """
 
 from __future__ import annotations
@@ -34,6 +33,10 @@ class Dataset(NamedTuple):
     hub: str = ""
     parquet: dict[str, str] | None = None
 
+    @property
+    def expected(self) -> str:
+        return "a folder with " + " or ".join(", ".join(layout) for layout in self.layouts)
+
 
 CATALOGUE = {
     name: Dataset(**entry | {"files": [File(**file) for file in entry.get("files", ())]})
@@ -56,7 +59,7 @@ def locate(name: str, data_dir: Where = None, download: bool = True) -> Path:
     if found := next(filter(None, (recognise(dataset, top) for top in tops)), None):
         return found
     what = f"{name} was not found; tried {' and '.join(map(str, tops))}, there and in {', '.join(dataset.folders)}"
-    what, expected = what + " (CAML_DATA is not set)" * (root is None), _asked(dataset)
+    what, expected = what + " (CAML_DATA is not set)" * (root is None), dataset.expected
     remedy = f"put it into {root or 'a folder that CAML_DATA names'}: {dataset.by_hand}"
     if dataset.files:
         remedy = f"python -m caml_core data fetch {name}; or {remedy}"
@@ -73,12 +76,17 @@ def recognise(dataset: Dataset, top: Path) -> Path | None:
 
     def has(folder: Path, mark: str) -> bool:
         pattern, _, column = mark.partition("#")
-        return any(not column or column in _head(file) for file in folder.glob(pattern))
+        return any(not column or column in _header(file) for file in folder.glob(pattern))
 
     for folder in (top, *(top / name for name in dataset.folders)):
         if any(all(has(folder, mark) for mark in layout) for layout in dataset.layouts):
             return folder
     return None
+
+
+def _header(file: Path) -> str:
+    with open(file, encoding="utf-8", errors="replace") as stream:
+        return stream.readline(1 << 16)
 
 
 def fetch(name: str, data_dir: Where = None, *, progress: bool = True) -> Path:
@@ -87,64 +95,69 @@ def fetch(name: str, data_dir: Where = None, *, progress: bool = True) -> Path:
     Parquet from the Hub comes first (a copy in `data_dir` or `$CAML_DATA` is taken as it is), then the authors' files.
 
     Raises:
-        CamlError: no source, a fault of the source or the disk, or other files than at the first fetch. What is
-            whole of the downloads stays in `datasets/NAME.download` for the next attempt; the folder is not made.
+        CamlError: no source, or a fault of the source or the disk. What is whole of the downloads stays in
+            `datasets/NAME.download` for the next attempt; the folder is not made.
     """
     dataset, base = CATALOGUE[name], store.cache_dir() / "datasets"
     folder, work = base / name, base / f"{name}.download"
     with store.writing(folder), FileLock(base / f".{name}.lock"):
         if not folder.exists():
-            for fill in (_from_hub, _from_authors):
-                shutil.rmtree(stage := work / "stage", ignore_errors=True)
-                stage.mkdir(parents=True)
-                if fill(name, stage, data_dir, progress):
-                    break
+            shutil.rmtree(stage := work / "stage", ignore_errors=True)
+            stage.mkdir(parents=True)
+            if not _unpack_parquet(name, stage, data_dir, progress):
+                _fetch_files(name, stage, progress)
             stage.rename(folder)
         shutil.rmtree(work, ignore_errors=True)
     if found := recognise(dataset, folder):
         return found
-    raise CamlError(f"{folder} is not {name}", _asked(dataset), f"delete {folder} and fetch again")
+    raise CamlError(f"{folder} is not {name}", dataset.expected, f"delete {folder} and fetch again")
 
 
-def _from_hub(name: str, stage: Path, data_dir: Where, progress: bool) -> bool:
-    """Fill a folder from the Hub's parquet files; False, with a line on why, where that cannot be."""
-    dataset, root = CATALOGUE[name], sources.data_root(data_dir)
+def _unpack_parquet(name: str, stage: Path, data_dir: Where, progress: bool) -> bool:
+    """Fill a folder from parquet files, the reader's or the Hub's; False, with a line on why, where that cannot be."""
+    dataset, shards = CATALOGUE[name], _own_shards(name, data_dir)
     if not dataset.parquet:
         return False
-    for file in (files := sources.shards(root / dataset.hub) if root else []):
-        sources.check_sums(root, file)
+    for file in shards:
+        sources.check_sums(data_dir, file)
     try:
-        sources.unpack(files or sources.parquet(dataset.hub), stage, dataset.parquet, progress)
+        shards = shards or sources.by_split(sources.from_hub(dataset.hub, "*.parquet"))
+        sources.unpack(shards, stage, dataset.parquet, progress)
+        return True
     except CamlError as error:
         print(f"{name}: not from the Hub ({error.what}); trying the authors' files")
+        shutil.rmtree(stage)
         return False
-    return True
 
 
-def _from_authors(name: str, stage: Path, _: Where, progress: bool) -> bool:
+def _own_shards(name: str, data_dir: Where) -> dict[Path, str]:
+    """Parquet files in the reader's copy of the repository."""
+    dataset, root = CATALOGUE[name], sources.data_root(data_dir)
+    return sources.by_split((root / dataset.hub).rglob("*.parquet")) if root and dataset.parquet else {}
+
+
+def _fetch_files(name: str, stage: Path, progress: bool) -> None:
     """Fill a folder from the authors' files."""
-    dataset, work = CATALOGUE[name], stage.parent
-    known = store.read_sums(sums := work.with_name("first_fetch.sha256"))
-    for file in dataset.files:
-        path = download(file._replace(sha256=file.sha256 or known.get(f"{name}/{file.name}")), work, progress)
+    stage.mkdir(exist_ok=True)
+    for file in CATALOGUE[name].files:
+        path = download(file, stage.parent, progress)
         if path.name.endswith((".zip", ".tar.gz")):
             extract(path, stage)
         else:
             shutil.copyfile(path, stage / file.name)
-    if not recognise(dataset, stage):
+    if not recognise(CATALOGUE[name], stage):
         what = f"what was fetched is not {name}: " + ", ".join(sorted(p.name for p in stage.iterdir())[:5])
-        shutil.rmtree(work)  # the next attempt asks the source again
-        raise CamlError(what, _asked(dataset), dataset.by_hand)
-    known |= {f"{name}/{file.name}": store.sha256(work / file.name) for file in dataset.files}
-    store.write_text(sums, "".join(f"{digest}  {path}\n" for path, digest in known.items()))
-    return True
+        shutil.rmtree(stage.parent)  # the next attempt asks the source again
+        raise CamlError(what, CATALOGUE[name].expected, CATALOGUE[name].by_hand)
 
 
 def go_data(action: str, name: str | None, data: Where) -> None:
     """The command `data`: list, with what is here and under which licence, or fetch."""
     if action == "list":
         for each, dataset in CATALOGUE.items():
-            print(f"{each:<14} {_size(dataset):>17}  {_where(each, data)}; {dataset.licence}; {dataset.page}")
+            size = sum(file.size or 0 for file in dataset.files) / 1e6
+            about = f"{size:,.0f} MB" if size else "size unpublished" if dataset.files else "by hand"
+            print(f"{each:<14} {about:>17}  {_where(each, data)}; {dataset.licence}; {dataset.page}")
         for each, how in MADE.items():
             print(f"{each:<14} {'no download':>17}  {how}")
     elif name is None:
@@ -153,27 +166,9 @@ def go_data(action: str, name: str | None, data: Where) -> None:
         print(locate(name, data))
 
 
-def _size(dataset: Dataset) -> str:
-    sizes = [file.size for file in dataset.files]
-    total = f"{sum(filter(None, sizes)) / 1e6:,.0f} MB"
-    return "by hand" if not sizes else "size unpublished" if None in sizes else total
-
-
 def _where(name: str, data_dir: Where) -> str:
     try:
         return str(locate(name, data_dir, download=False))
     except CamlError:
-        dataset, root = CATALOGUE[name], sources.data_root(data_dir)
-        here = root and dataset.parquet and sources.shards(root / dataset.hub)
-        return f"{root}/{dataset.hub}, unpacked when it is loaded" if here else "not here"
-
-
-def _asked(dataset: Dataset) -> str:
-    return "a folder with " + " or ".join(", ".join(layout) for layout in dataset.layouts)
-
-
-def _head(file: Path) -> list[str]:
-    if not file.is_file():
-        return []
-    with open(file, encoding="utf-8-sig", errors="replace") as stream:
-        return [column.strip('" \n') for column in stream.readline(1 << 16).split(",")]
+        here = f"{sources.data_root(data_dir)}/{CATALOGUE[name].hub}, unpacked when it is loaded"
+        return here if _own_shards(name, data_dir) else "not here"

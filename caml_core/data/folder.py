@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,15 +15,13 @@ import numpy as np
 import torch
 
 from caml_core.data.images import digests_of, packed
-from caml_core.data.listing import Columns, codes, find_files, read_csv, same, split_codes, walk
+from caml_core.data.listing import Columns, find_files, image_files, read_csv, same, split_codes, walk
 from caml_core.errors import CamlError
-from caml_core.groups import GroupDataset
+from caml_core.groups import GroupDataset, Splits
 
 SPLITS = ("train", "val", "test")
+BLANK = dict.fromkeys(map(ord, " _-\t\u00a0\u200b"))  # removed before two names are compared
 SHARES = (0.6, 0.2, 0.2)  # of the splits that are drawn, in each group
-
-Splits = tuple[GroupDataset, GroupDataset, GroupDataset]
-Counts = Mapping[str, Sequence[int]]  # by split, in group order
 
 
 class Table(NamedTuple):
@@ -33,6 +31,16 @@ class Table(NamedTuple):
     y: np.ndarray  # int64 (N,)
     a: np.ndarray  # int64 (N,)
     split: np.ndarray  # int64 (N,): 0 training, 1 validation, 2 test
+
+
+def table_of(folders: Iterable[tuple[Path, int, int, int]]) -> Table:
+    """The images of folders, each with its y, a and split."""
+    files: list[Path] = []
+    rows: list[tuple[int, ...]] = []
+    for folder, *codes in folders:
+        files += (found := image_files(folder))
+        rows += [tuple(codes)] * len(found)
+    return Table(files, *np.array(rows).T)
 
 
 def load(*, path: str | Path, seed: int = 0, size: int = 224, progress: bool = True) -> Splits:
@@ -66,7 +74,8 @@ def load(*, path: str | Path, seed: int = 0, size: int = 224, progress: bool = T
         names = [f"{class_names[i]}, {attribute_names[j]}" for i, j in zip(y, a)]
         split = _draw_splits(y * len(attribute_names) + a, names, seed)
     table = Table(files, y, a, split)
-    return splits_of(table, path.stem, class_names, attribute_names, size=size, progress=progress, own=True)
+    _warn_of_twins(table, path.stem)
+    return splits_of(table, path.stem, class_names, attribute_names, size=size, progress=progress, upright=True)
 
 
 def splits_of(
@@ -78,14 +87,13 @@ def splits_of(
     *,
     size: int,
     progress: bool,
-    own: bool = False,
+    upright: bool = False,
 ) -> Splits:
     """Pack the images of a table and make the three splits, rows in the order of the table.
 
     Args:
         majority: (n_classes, n_attributes) of 0 and 1; default: see `majority_of`.
-        own: turn images upright as their cameras say, which the published protocols do not, and warn of images that are
-            in two splits.
+        upright: see `caml_core.data.images.packed`.
 
     Raises:
         CamlError: a label without an image in one of the splits, an image that cannot be read.
@@ -98,16 +106,13 @@ def splits_of(
             raise CamlError(what, "every label in every split", remedy)
     pairs = majority_of(counts[0]) if majority is None else majority
     names: dict[str, Any] = {"class_names": class_names, "attribute_names": attribute_names, "majority": pairs}
-    if own:
-        _warn_of_twins(table, title)
     splits = []
     for k, name in enumerate(SPLITS):
         r = np.flatnonzero(table.split == k)
         files = [table.files[i] for i in r]
-        x = packed(files, size, upright=own, label=f"{title} ({name})", progress=progress)
+        x = packed(files, size, upright=upright, label=f"{title} ({name})", progress=progress)
         splits.append(GroupDataset(x, table.y[r], table.a[r], source=title, **names))
-    train, val, test = splits
-    return train, val, test
+    return splits[0], splits[1], splits[2]
 
 
 def _warn_of_twins(table: Table, title: str) -> None:
@@ -127,12 +132,12 @@ def group_counts(table: Table, class_names: Sequence[str], attribute_names: Sequ
 
 
 def compare_counts(
-    table: Table, title: str, published: Counts, class_names: Sequence[str], attribute_names: Sequence[str]
+    table: Table, title: str, published: Mapping[str, Sequence[int]], classes: Sequence[str], attributes: Sequence[str]
 ) -> None:
     """Hold the groups of a table against those that were published; a `CamlError` shows both."""
-    counts = group_counts(table, class_names, attribute_names).reshape(3, -1).tolist()
-    if counts != [list(published[split]) for split in SPLITS]:
-        found = "; ".join(f"{split} {n}, published {list(published[split])}" for split, n in zip(SPLITS, counts))
+    counts = dict(zip(SPLITS, group_counts(table, classes, attributes).reshape(3, -1).tolist()))
+    if any(counts[split] != list(published[split]) for split in SPLITS):
+        found = "; ".join(f"{split} {n}, published {list(published[split])}" for split, n in counts.items())
         remedy = "fetch it again; a part of it loads with check_counts=False"
         raise CamlError(f"{title} has other group counts than published: {found}", "the published counts", remedy)
 
@@ -157,14 +162,14 @@ def _named(columns: Columns, name: str, file: Path) -> tuple[np.ndarray, list[st
             raise CamlError(what, "0, 1, 2, ... without a gap, or words", f"number the values of {name} from 0")
     elif numbers:
         odd = "are numbers, others not"
-    elif len({value.casefold() for value in names}) < len(names):
-        odd = "differ in capital letters only"
+    elif len({value.casefold().translate(BLANK) for value in names}) < len(names):
+        odd = "differ in capital letters or blanks only"
     if odd:
         warnings.warn(f"{file}: some values of {name} {odd}: {', '.join(names)}", stacklevel=4)
     if len(names) < 2:
         remedy = f"give each image its {name}; folders are y/a, or split/y/a"
         raise CamlError(f"{file}: {name} is always {names[0]}", "two values or more", remedy)
-    return codes({**columns, name: values}, name, {v: k for k, v in enumerate(names)}, file), names
+    return np.array([names.index(value) for value in values]), names
 
 
 def _draw_splits(group: np.ndarray, names: Sequence[str], seed: int) -> np.ndarray:

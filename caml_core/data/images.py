@@ -11,11 +11,10 @@ folder may move. Reading the encoded images to know that costs a thirtieth of de
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import struct
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import numpy as np
 import PIL
 import torch
 from joblib import Parallel, delayed
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -47,9 +46,10 @@ def packed(
     Raises:
         CamlError: an image that is missing or cannot be used, or a disk that is full.
     """
-    digests, edge, shape = digests_of(files), round(size * 256 / 224), (len(files), 3, size, size)
-    meta = [hashlib.sha256(b"".join(digests)).hexdigest(), shape, edge, upright, PIL.__version__]
-    path = store.cache_dir() / "packed" / f"{hashlib.sha256(json.dumps(meta).encode()).hexdigest()[:32]}.npy"
+    content = hashlib.sha256(b"".join(digests_of(files))).hexdigest()
+    edge, shape = round(size * 256 / 224), (len(files), 3, size, size)
+    meta = json.dumps([content, shape, edge, upright, PIL.__version__])
+    path = store.cache_dir() / "packed" / f"{hashlib.sha256(meta.encode()).hexdigest()[:32]}.npy"
     if path.exists():
         try:
             return _map(path, shape)
@@ -58,7 +58,7 @@ def packed(
     with store.atomic(path) as temporary, open(temporary, "wb") as stream:
         # A stream, as a full disk below a memory map kills the process.
         np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        rows = in_threads(_decode, ((file, digest, size, edge, upright) for file, digest in zip(files, digests)))
+        rows = in_threads(lambda file: _decode(file, size, edge, upright), files)
         for image in tqdm(rows, f"packing {label}", len(files), unit="image", leave=False, disable=not progress):
             stream.write(image.data)
     return _map(path, shape)
@@ -66,13 +66,22 @@ def packed(
 
 def digests_of(files: Sequence[Path]) -> list[bytes]:
     """SHA-256 of the content of each file."""
-    return list(in_threads(lambda file: hashlib.sha256(_read(file)).digest(), ((file,) for file in files)))
+
+    def digest(file: Path) -> bytes:
+        try:
+            return hashlib.sha256(file.read_bytes()).digest()
+        except OSError as error:
+            what = f"cannot read the image {file}: {error.strerror}"
+            remedy = "check the folder; extract or fetch it again"
+            raise CamlError(what, "every image that the dataset lists", remedy) from error
+
+    return list(in_threads(digest, files))
 
 
-def in_threads(function: Callable[..., Any], rows: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-    """`function` of each row, on all cores; Pillow and hashlib let other threads run while they work."""
+def in_threads(function: Callable[[Path], Any], files: Sequence[Path]) -> Iterator[Any]:
+    """`function` of each file, on all cores; Pillow and hashlib let other threads run while they work."""
     pool = Parallel(n_jobs=-1, backend="threading", batch_size=16, return_as="generator")
-    return pool(delayed(function)(*row) for row in rows)
+    return pool(delayed(function)(file) for file in files)
 
 
 def _map(path: Path, shape: tuple[int, ...]) -> Tensor:
@@ -87,23 +96,11 @@ def _map(path: Path, shape: tuple[int, ...]) -> Tensor:
         return torch.from_numpy(pixels)
 
 
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        what, remedy = f"cannot read the image {file}: {error.strerror}", "check the folder; extract or fetch it again"
-        raise CamlError(what, "every image that the dataset lists", remedy) from error
-
-
-def _decode(file: Path, digest: bytes, size: int, edge: int, upright: bool) -> np.ndarray:
+def _decode(file: Path, size: int, edge: int, upright: bool) -> np.ndarray:
     """One image, uint8 (3, size, size): the middle of what would be `edge` pixels high and wide."""
-    data = _read(file)
-    if hashlib.sha256(data).digest() != digest:
-        what = f"the image {file} changed while it was read"
-        raise CamlError(what, "a folder that nobody writes to", "wait until it is extracted, then load again")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            rgb, first = to_rgb(ImageOps.exif_transpose(image) if upright else image), round((edge - size) / 2)
+        with Image.open(file) as image:
+            rgb, first = to_rgb(image, upright), round((edge - size) / 2)
             left, top, right, bottom = (at * side / edge for at in (first, first + size) for side in rgb.size)
             small = rgb.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
             return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
@@ -112,19 +109,24 @@ def _decode(file: Path, digest: bytes, size: int, edge: int, upright: bool) -> n
         raise CamlError(what, expected, "convert it, or fetch it again") from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: ImageFile.ImageFile, upright: bool) -> Image.Image:
     """Any image that Pillow opens with 8 bits a channel, its whole range of values kept; what is transparent is white.
 
     Raises:
         ValueError: more bits, and only a part of them used: nobody but the reader knows what black and white are.
     """
-    if image.mode == "F" or image.mode.startswith("I"):
-        values, most = np.asarray(image, dtype=np.float64), 1 if image.mode == "F" else 65535
+    is_deep, turned = ";16" in str(image.tile), ImageOps.exif_transpose(image) if upright else image
+    if turned.mode == "F" or turned.mode.startswith("I"):
+        most, part = (1, 16) if turned.mode == "F" else (65535, 4)  # cameras and scanners give 10 to 14 bits of 16
+        values = np.asarray(turned, dtype=np.float64)
         low, high = values.min(), values.max()
-        if not 0 <= low <= high <= most or 0 < high <= most / 16:
+        if not 0 <= low <= high <= most or 0 < high <= most / part:
             raise ValueError(f"values {low:g} to {high:g}, not 0 to {most}; scale all images alike to 8 bits")
         return Image.fromarray((values * 255 / most).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    rgb = turned.convert("RGB")
+    if is_deep and 0 < np.max(rgb.getextrema()) < 64:  # of 16 bits a colour Pillow keeps the upper 8
+        raise ValueError("values of a quarter of its 16 bits at most; scale all images alike to 8 bits")
+    if turned.has_transparency_data:
+        rgba = turned.convert("RGBA")
+        rgb = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return rgb

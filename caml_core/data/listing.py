@@ -49,16 +49,16 @@ def read_csv(file: Path, needed: Sequence[str]) -> Columns:
             text = data.decode("utf-16" if marked else "utf-8-sig")
         except UnicodeDecodeError:
             text = data.decode("utf-16" if marked else "cp1252")
-            warnings.warn(f"{file} is not in UTF-8; it is read as Windows-1252, look at its names", stacklevel=3)
+            warnings.warn(f"{file} is not in UTF-8; it is read as Windows-1252, look at its names", stacklevel=4)
         comma = max(",;\t", key=text.lstrip().partition("\n")[0].count)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=comma, skipinitialspace=True)
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CamlError(f"cannot read {file}: {error}", "a csv", "check the path and the quotes in it") from error
     header = rows.pop(0)[1] if rows else []
+    header = [name.lower() if name.lower() in (*needed, "split") else name for name in header]
     needed = [*needed, *{"split"}.intersection(header).difference(needed)]
-    counts = {name: header.count(name) for name in needed}
-    faults = [f" has {count or 'no'} column{'s' * (count > 1)} {name}" for name, count in counts.items() if count != 1]
+    faults = [f" has {header.count(name)} columns {name}" for name in needed if header.count(name) != 1]
     faults += [] if rows else [" has no rows"]
     for line, row in rows if not faults else []:
         empty = [name for name, cell in zip(header, row) if name in needed and cell.casefold() in MISSING]
@@ -76,11 +76,7 @@ def read_csv(file: Path, needed: Sequence[str]) -> Columns:
 
 
 def codes(columns: Columns, name: str, known: Mapping[str, int], file: Path) -> np.ndarray:
-    """Numbers that stand for the values of a column: int64 (N,).
-
-    Raises:
-        CamlError: a value that is not known, with its line.
-    """
+    """Numbers that stand for the values of a column: int64 (N,); a value not known is an error with its line."""
     for line, value in zip(columns[LINE], columns[name]):
         if value not in known:
             what = f"{file}, line {line}: {name} is {value!r}" if line else f"{file}: {name} is {value!r}"
@@ -95,12 +91,9 @@ def split_codes(columns: Columns, file: Path) -> np.ndarray:
 
 
 def find_files(columns: Columns, table: Path) -> list[Path]:
-    """The files of the column `path`, relative to the folder of the csv.
+    """The files of the column `path`, relative to the folder of the csv; none may be absent, or listed twice.
 
     Backslashes, and accents composed otherwise than on the disk, lead to the same file.
-
-    Raises:
-        CamlError: a file that does not exist, or that is listed twice, with the line.
     """
     there: dict[str, Path] = {}  # by composed name, once a name is not found as it stands
     lines: dict[Path, str] = {}
@@ -109,33 +102,32 @@ def find_files(columns: Columns, table: Path) -> list[Path]:
         if not file.exists():
             there = there or {same(f.relative_to(table.parent).as_posix()): f for f in table.parent.rglob("*")}
             file = there.get(same(os.path.normpath(name.replace("\\", "/"))), file)
-        file, fault = Path(os.path.normpath(file)), ""
-        if not file.is_file():
-            fault = f"there is no file {file}"
-        elif file in lines:
-            fault = f"{name} is listed in line {lines[file]}, too"
-        if fault:
+        file = Path(os.path.normpath(file))
+        if file in lines or not file.is_file():
+            fault = f"{name} is listed in line {lines[file]}, too" if file in lines else f"there is no file {file}"
             raise CamlError(f"{table}, line {line}: {fault}", "every image once", "correct the line, or add the file")
         lines[file] = line
     return list(lines)
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images in a folder and below, by name; other files that are not hidden are named in a warning.
+    """The images in a folder and below, by name, at least one; other files, unless hidden, are named in a warning."""
 
-    Raises:
-        CamlError: there is no such folder, or no image in it.
-    """
+    def is_meant(name: str) -> bool:
+        return name not in SYSTEM and not name.startswith(".")
+
+    def leads_back(link: Path) -> bool:
+        return link.parent.resolve().is_relative_to(link.resolve())
+
     found: list[Path] = []
     others: list[Path] = []
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if name not in SYSTEM and not name.startswith(".")]
-        for name in files:
-            if name not in SYSTEM and not name.startswith("."):
-                (found if Path(name).suffix.lower() in IMAGES else others).append(Path(place, name))
+        folders[:] = [name for name in folders if is_meant(name) and not leads_back(Path(place, name))]
+        for name in filter(is_meant, files):
+            (found if Path(name).suffix.lower() in IMAGES else others).append(Path(place, name))
     if others:
         what = f"{len(others)} files in {folder} are not read, as their names are not those of images"
-        warnings.warn(f"{what}, such as {min(others)}", stacklevel=3)
+        warnings.warn(f"{what}, such as {min(others)}", stacklevel=5)
     if not found:
         what = f"no images in {folder}" if folder.is_dir() else f"no folder {folder}"
         remedy = "check that everything was extracted and where the images lie, or write a csv"
@@ -144,13 +136,10 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def walk(top: Path) -> tuple[Columns, list[Path]]:
-    """Columns y, a (and split) of a tree of folders, and its images.
+    """Columns y, a (and split) of a tree of folders, and its images; each must lie in a folder of an attribute.
 
     The folders at the top are splits if two of train, val and test are among them; else they are labels, and a class
     may be called train. What lies deeper than an attribute belongs to it.
-
-    Raises:
-        CamlError: no image; one that is in no folder of an attribute.
     """
     files = image_files(top)
     parts = [[same(part) for part in file.relative_to(top).parts] for file in files]
@@ -159,5 +148,4 @@ def walk(top: Path) -> tuple[Columns, list[Path]]:
     if astray := [file for file, part in zip(files, parts) if len(part) <= len(names)]:
         what = f"{len(astray)} images are in no folder of {'/'.join(names)}, such as {astray[0]}"
         raise CamlError(what, f"folders {'/'.join(names)} with the images in them", "move them, or write a csv")
-    columns = {name: [part[k] for part in parts] for k, name in enumerate(names)}
-    return columns | {LINE: [""] * len(files)}, files
+    return {**dict(zip(names, map(list, zip(*parts)))), LINE: [""] * len(files)}, files

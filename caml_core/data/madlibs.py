@@ -17,13 +17,15 @@ import re
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow
 import torch
+from pyarrow import csv
 
 from caml_core.data.find import locate
 from caml_core.data.sentences import encode_splits, tokenise
 from caml_core.data.sources import Where
 from caml_core.errors import CamlError
-from caml_core.groups import GroupDataset, check_rho
+from caml_core.groups import GroupDataset, Splits, check_rho
 
 FILE = "bias_madlibs_77k.csv"
 # Of the 50 identities in the file those that CivilComments annotates too: its eight columns, in the file's words.
@@ -62,9 +64,6 @@ class Madlibs(NamedTuple):
 
 def read(data_dir: Where = None) -> Madlibs:
     """Read the file; a `CamlError` when it is not found, or without the columns, labels and templates it has."""
-    import pyarrow
-    from pyarrow import csv
-
     file = locate("madlibs", data_dir) / FILE
     try:
         rows = sorted(zip(*(csv.read_csv(file).column(name).to_pylist() for name in ("Text", "Label", "Template"))))
@@ -81,7 +80,7 @@ def read(data_dir: Where = None) -> Madlibs:
 def load(
     *, encode: str = "sentence", rho: float = 0.95, n_train: int = 4000, n_val: int = 1000, n_test: int = 2000,
     seed: int = 0, data_dir: Where = None,
-) -> tuple[GroupDataset, GroupDataset, GroupDataset]:  # fmt: skip
+) -> Splits:  # fmt: skip
     """Build madlibs: x sentences as `encode` says, y (not bad, bad), a (no listed identity, listed identity).
 
     `extra["row"]` is each sentence's row in `read().text`.
@@ -109,8 +108,7 @@ def load(
         names: dict[str, Any] = {"class_names": CLASSES, "attribute_names": ATTRIBUTES, "source": f"madlibs, {FILE}"}
         extra = {"row": torch.from_numpy(rows)}
         examples.append(GroupDataset(x, file.y[rows], file.a[rows], extra=extra, **names))
-    train, val, test = encode_splits(examples, encode)
-    return train, val, test
+    return encode_splits(examples, encode)
 
 
 def split_words(file: Madlibs, rng: np.random.Generator) -> dict[str, list[str]]:

@@ -9,14 +9,12 @@ The papers print no count of each group, so that none is checked here.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from caml_core.data.find import locate
-from caml_core.data.folder import Splits, Table, splits_of
-from caml_core.data.listing import image_files
+from caml_core.data.folder import splits_of, table_of
 from caml_core.data.sources import Where
+from caml_core.groups import Splits
 
 CLASSES = ("cat", "dog")
 ATTRIBUTES = ("sofa", "bed", "bench", "bike", "shelf")
@@ -36,19 +34,16 @@ def load(*, data_dir: Where = None, seed: int = 0, size: int = 224, progress: bo
         CamlError: not found, a folder that is missing or empty, an image that cannot be read.
     """
     folder = locate("metashift", data_dir)
+    table = table_of(
+        (folder / split / animal / f"{animal}({context})", y, ATTRIBUTES.index(context), 2 * (split == "test"))
+        for split, contexts in FOLDERS.items()
+        for y, animal in enumerate(CLASSES)
+        for context in contexts[y]
+    )
     rng = np.random.default_rng([seed, 0x3E7A])
-    files: list[Path] = []
-    columns: list[tuple[int, int, int]] = []  # y, a, split
-    for split, contexts in FOLDERS.items():
-        for y, animal in enumerate(CLASSES):
-            for context in contexts[y]:
-                found = image_files(folder / split / animal / f"{animal}({context})")
-                codes = np.zeros(len(found), np.int64)
-                if split == "test":
-                    codes += 2
-                    codes[rng.permutation(len(found))[: max(1, round(VALIDATION * len(found)))]] = 1
-                files += found
-                columns += [(y, ATTRIBUTES.index(context), int(code)) for code in codes]
-    table, majority = Table(files, *np.array(columns, dtype=np.int64).T), ((1, 1, 0, 0, 0), (0, 0, 1, 1, 0))
+    for y in range(2):
+        rows = rng.permutation(np.flatnonzero((table.split == 2) & (table.y == y)))
+        table.split[rows[: max(1, round(VALIDATION * len(rows)))]] = 1
+    majority = ((1, 1, 0, 0, 0), (0, 0, 1, 1, 0))
     title = "MetaShift, cats and dogs"
     return splits_of(table, title, CLASSES, ATTRIBUTES, majority, size=size, progress=progress)

@@ -1,7 +1,4 @@
-"""Scenery: how one birdscape is drawn. Readers of the method can skip this file; `draw` is all that is used of it.
-
-The bird goes onto a background (`caml_core.data.backgrounds`). Only the grain added at the end counts in pixels.
-"""
+"""How one birdscape is drawn. Readers of the method can skip this file; `draw` is all that is used of it."""
 
 from __future__ import annotations  # noqa: I001  a list of names in three lines
 
@@ -22,6 +19,7 @@ COLOURS = {
     "white": (240, 238, 230), "black": (36, 34, 40), "grey": (136, 138, 146), "red": (200, 40, 38),
     "orange": (236, 122, 30), "yellow": (244, 208, 48), "pink": (240, 146, 180), "purple": (126, 58, 158),
 }  # fmt: skip
+Point = tuple[float, float]
 BILLS: Array = np.array([(240, 166, 40), (62, 56, 54), (220, 112, 48)], dtype=float)
 
 
@@ -35,10 +33,7 @@ class Attributes(NamedTuple):
     size: int  # 0 small, 1 big
 
 
-# ---- birds: parts in units of the bird, facing right, origin in the middle of the body ---------------------
-
-
-class Part(NamedTuple):  # one filled outline of a bird
+class Part(NamedTuple):  # one filled outline of a bird, which faces right; origin in the middle of the body
     outline: Array  # (m, 2)
     colour: Array  # (3,)
     rim: bool = True  # belongs to the silhouette, which gets a contrasting rim
@@ -48,45 +43,39 @@ class Plumage(NamedTuple):  # the colours (3,) of one bird
     body: Array
     dark: Array
     light: Array
+    rim: Array
     wing: Array
     bill: Array
     eye: Array
-    rim: Array
 
 
 def plumage(rng: Rng, colour: tuple[int, int, int]) -> Plumage:
     """Shades around a named colour; a dark bird gets a light rim, eye and wing, a light bird dark ones."""
     body = np.array(colour, float) * rng.normal(1, 0.03, 3) + rng.normal(0, 2, 3)
-    is_dark = body.mean() < 70
-    return Plumage(
-        body=body,
-        dark=mix(body, BLACK, 0.3),
-        light=mix(body, WHITE, 0.25 if is_dark else 0.4),
-        wing=mix(body, WHITE, 0.28) if is_dark else mix(body, BLACK, 0.28),
-        bill=pick(rng, BILLS[:: 2 if is_dark else 1]),
-        eye=CREAM if is_dark else np.array([20.0, 18.0, 22.0]),
-        rim=mix(body, WHITE, 0.65) if is_dark else mix(body, BLACK, 0.62),
-    )
+    if body.mean() < 70:
+        light, rim, wing = (mix(body, WHITE, share) for share in (0.25, 0.65, 0.28))
+        bill, eye = pick(rng, BILLS[::2]), CREAM
+    else:
+        light, rim, wing = mix(body, WHITE, 0.4), mix(body, BLACK, 0.62), mix(body, BLACK, 0.28)
+        bill, eye = pick(rng, BILLS), np.array([20.0, 18.0, 22.0])
+    return Plumage(body, mix(body, BLACK, 0.3), light, rim, wing, bill, eye)
 
 
-def leg(hip: float, foot: tuple[float, float], colour: Array) -> Part:
-    """A thin leg from below the body to a foot with a toe."""
-    x, y = foot
+def leg(hip: float, x: float, y: float, colour: Array) -> Part:
+    """A thin leg from below the body to a foot (x, y) with a toe."""
     outline = [(hip - 0.04, 0.1), (hip + 0.05, 0.1), (x + 0.04, y - 0.05), (x + 0.15, y), (x - 0.06, y)]
     return Part(np.array(outline), mix(colour, BLACK, 0.25), rim=False)
 
 
-def pale(ink: Plumage, centre: tuple[float, float], radius: float) -> Part:
-    """The pale patch of a belly."""
-    return Part(ellipse(centre, (1.1 * radius, 0.9 * radius), -0.5), ink.light, rim=False)
-
-
-def markings(rng: Rng, ink: Plumage, belly: Part, shoulder: npt.ArrayLike, lift: float, eye: Array) -> list[Part]:
-    """Pale belly, wing and eye: alike in all birds, so that only the shape tells the kind."""
+def markings(
+    rng: Rng, ink: Plumage, belly: Point, radius: float, shoulder: Point, lift: float, eye: Array
+) -> list[Part]:
+    """Pale belly of a radius, wing and eye: alike in all birds, so that only the shape tells the kind."""
     feather = np.array([(0.16, 0.02), (0.0, -0.15), (-0.4, -0.11), (-0.76, 0.06), (-0.34, 0.16), (0.0, 0.17)])
+    pale = Part(ellipse(belly, (1.1 * radius, 0.9 * radius), -0.5), ink.light, rim=False)
     return [
-        *([belly] if rng.random() < 0.6 else []),
-        Part(np.asarray(shoulder, float) + turn(feather, lift), ink.wing, rim=False),
+        *([pale] if rng.random() < 0.6 else []),
+        Part(shoulder + turn(feather, lift), ink.wing, rim=False),
         Part(ellipse(eye, (0.1, 0.1)), ink.light, rim=False),
         Part(ellipse(eye, (0.058, 0.058)), ink.eye, rim=False),
     ]
@@ -102,20 +91,15 @@ def landbird(rng: Rng, ink: Plumage) -> list[Part]:
     crest = np.array([(0.1, -0.26), (-0.22, -0.6), (-0.26, -0.1)])
     lift = 0.9 if rng.random() < 0.15 else rng.uniform(-0.15, 0.25) - 0.4 * cock
     return [
-        *(leg(x, (x + 0.02, legs), ink.bill) for x in (-0.08, 0.13)),
+        *(leg(x, x + 0.02, legs, ink.bill) for x in (-0.08, 0.13)),
         Part(tail, ink.dark),
         *([Part(head + crest, ink.dark)] if rng.random() < 0.25 else []),
         Part(head + turn(bill, -gape), ink.bill),
         Part(ellipse((0, 0), (girth + 0.08, girth - 0.06), -0.4), ink.body),
         Part(ellipse(head, (0.3, 0.28)), ink.body),
         Part(ellipse((0, 0), (girth + 0.06, girth - 0.08), -0.4), ink.body, rim=False),
-        *markings(rng, ink, pale(ink, (0.2, 0.13), 0.28), (0.12, -0.12), lift, np.add(head, (0.12, -0.05))),
+        *markings(rng, ink, (0.2, 0.13), 0.28, (0.12, -0.12), lift, np.add(head, (0.12, -0.05))),
     ]
-
-
-def waterbird(rng: Rng, ink: Plumage) -> list[Part]:
-    """A wader on long legs with a dagger of a bill, or a duck that sits low with a flat one."""
-    return (heron if rng.random() < 0.5 else duck)(rng, ink)
 
 
 def heron(rng: Rng, ink: Plumage) -> list[Part]:
@@ -126,8 +110,8 @@ def heron(rng: Rng, ink: Plumage) -> list[Part]:
     bill = np.array([(0.08, -0.1), (0.66, 0.03), (0.08, 0.1)])
     plume = np.array([(0.0, -0.1), (-0.5, 0.02), (-0.02, 0.06)])
     return [
-        leg(-0.1, (-0.1 - stride, legs), ink.bill),
-        leg(0.1, (0.06 + stride, legs), ink.bill),
+        leg(-0.1, -0.1 - stride, legs, ink.bill),
+        leg(0.1, 0.06 + stride, legs, ink.bill),
         *([Part(head + plume, ink.dark)] if rng.random() < 0.25 else []),
         Part(np.array([(-0.3, -0.16), (-0.95, 0.0), (-0.9, 0.14), (-0.3, 0.2)]), ink.dark),
         Part(head + turn(bill, rng.uniform(-0.15, 0.35)), ink.bill),
@@ -135,7 +119,7 @@ def heron(rng: Rng, ink: Plumage) -> list[Part]:
         Part(ellipse(head, (0.21, 0.18)), ink.body),
         Part(tube(neck, 0.16, 0.11), ink.body),
         Part(ellipse((0, 0), (0.52, 0.32), -0.25), ink.body, rim=False),
-        *markings(rng, ink, pale(ink, (0.26, 0.06), 0.17), (0.16, -0.06), -0.1, np.add(head, (0.05, -0.02))),
+        *markings(rng, ink, (0.26, 0.06), 0.17, (0.16, -0.06), -0.1, np.add(head, (0.05, -0.02))),
     ]
 
 
@@ -154,8 +138,13 @@ def duck(rng: Rng, ink: Plumage) -> list[Part]:
         Part(ellipse(head, (0.25, 0.22)), ink.body),
         Part(tube(neck, 0.24, 0.16), ink.body),
         Part(hull * 0.96, ink.body, rim=False),
-        *markings(rng, ink, pale(ink, (0.42, 0.06), 0.2), (0.16, -0.06), 0.1, np.add(head, (0.08, -0.04))),
+        *markings(rng, ink, (0.42, 0.06), 0.2, (0.16, -0.06), 0.1, np.add(head, (0.08, -0.04))),
     ]
+
+
+def waterbird(rng: Rng, ink: Plumage) -> list[Part]:
+    """A wader on long legs with a dagger of a bill, or a duck that sits low with a flat one."""
+    return (heron if rng.random() < 0.5 else duck)(rng, ink)
 
 
 def grow(outline: Array, width: float) -> Array:
@@ -167,9 +156,6 @@ def grow(outline: Array, width: float) -> Array:
     spread = 1 + np.sum(normal * before, axis=1, keepdims=True)
     grown: Array = outline + np.sign(area) * width * (normal + before) / np.maximum(spread, 0.4)
     return grown
-
-
-# ---- scenes ------------------------------------------------------------------------------------------------
 
 
 def pose(rng: Rng, parts: Sequence[Part], size: int, facing: int) -> tuple[list[Part], Array, float]:
@@ -187,12 +173,10 @@ def pose(rng: Rng, parts: Sequence[Part], size: int, facing: int) -> tuple[list[
 
 def draw_perch(canvas: Canvas, rng: Rng, foot: Array, scale: float) -> None:
     """A stone or a log under the bird."""
-    is_log = rng.random() < 0.5
-    colour = pick(rng, BARKS[:3] if is_log else STONES)
-    if is_log:
-        shape = tube(np.array([[-1.05, 0.0], [1.05, 0.0]]), 0.17, 0.2)
+    if is_log := rng.random() < 0.5:
+        colour, shape = pick(rng, BARKS[:3]), tube(np.array([[-1.05, 0.0], [1.05, 0.0]]), 0.17, 0.2)
     else:
-        shape = CIRCLE * [0.95, 0.27] * rng.uniform(0.9, 1.12, (len(CIRCLE), 1))
+        colour, shape = pick(rng, STONES), CIRCLE * [0.95, 0.27] * rng.uniform(0.9, 1.12, (len(CIRCLE), 1))
     middle = np.add(foot, (0, 0.14 * scale))
     for drop, height, shade in ((0.08, 1.05, 0.45), (0.0, 1.0, 0.85), (-0.05, 0.6, 1.1)):  # shadow, side, top
         canvas.fill(middle + scale * (shape * [0.9 + 0.1 * height, height] + (0, drop)), colour * shade)
@@ -214,37 +198,25 @@ def draw_contact(canvas: Canvas, rng: Rng, foot: Array, scale: float, background
         draw_blades(canvas, feet, feet + growth, colours, 0.008)
 
 
-def draw_bird(canvas: Canvas, parts: Sequence[Part], rim: Array) -> None:
-    """The rim of the whole silhouette first, then the parts on top of it."""
-    for part in parts:
-        if part.rim:
-            canvas.fill(grow(part.outline, 0.009), rim)
-    for part in parts:
-        canvas.fill(part.outline, part.colour)
-
-
 def draw(
     bird: int, background: int, k: int, *, seed: int = 0, split: str = "train", size: int = 48, onto: int | None = None
 ) -> tuple[npt.NDArray[np.uint8], Attributes]:
     """Draw scene number k of a group.
 
     Args:
-        bird: 0 landbird, 1 waterbird.
-        background: 0 land, 1 water.
-        k: number of the scene in its group, 0 or more.
-        seed: seed of the whole dataset, 0 or more.
+        bird, background: 0 landbird or land, 1 waterbird or water.
+        k, seed: number of the scene in its group, and of the whole dataset, 0 or more.
         split: "train", "val" or "test".
         size: side of the image in pixels, at least 16.
-        onto: put the very same bird on this background instead (0 land, 1 water): a counterfactual picture.
+        onto: put the very same bird on this background instead: a counterfactual picture.
 
     Returns:
         The image, uint8 (size, size, 3), and what it shows.
     """
-    check_size(size)
     shown = background if onto is None else onto
-    if split not in SPLITS or not {bird, background, shown} <= {0, 1} or min(k, seed) < 0:
-        what = f"no scene has bird={bird}, background={background}, k={k}, seed={seed}, split={split!r}, onto={onto}"
-        expected = f"bird, background and onto 0 or 1, k and seed from 0, split one of {', '.join(SPLITS)}"
+    if split not in SPLITS or not {bird, background, shown} <= {0, 1} or min(k, seed) < 0 or size < 16:
+        what = f"no scene has {bird=}, {background=}, {k=}, {seed=}, {split=}, {size=}, {onto=}"
+        expected = f"bird, background and onto 0 or 1, k and seed from 0, {' or '.join(SPLITS)}, 16 pixels or more"
         raise CamlError(what, expected, "correct that argument")
     scene = [seed, SPLITS.index(split), bird, background, k]
     rng, place = (np.random.default_rng([*scene, part]) for part in (0, 1))  # the bird's, the background's
@@ -257,17 +229,14 @@ def draw(
     perched = place.random() < (0.5 if shown else 0.3)
     if perched:
         draw_perch(canvas, place, foot, scale)
-    draw_bird(canvas, parts, ink.rim)
+    for part in parts:  # the rim of the whole silhouette first, then the parts on top of it
+        if part.rim:
+            canvas.fill(grow(part.outline, 0.009), ink.rim)
+    for part in parts:
+        canvas.fill(part.outline, part.colour)
     if not perched:
         draw_contact(canvas, place, foot, scale, shown)
     light = rng.uniform(0.88, 1.08) * rng.normal(1, 0.015, 3)
     grain = rng.standard_normal((size, size, 3), dtype=np.float32)
     image = np.clip(canvas.finish() * light + 4 * grain, 0, 255).astype(np.uint8)
     return image, Attributes(bird, shown, colour, facing, big)
-
-
-def check_size(size: int) -> None:
-    """Refuse images too small to show a bird."""
-    if size < 16:
-        expected = "images of 16 pixels or more; the birds are clear from 32"
-        raise CamlError(f"size = {size}", expected, "choose for example size=48")

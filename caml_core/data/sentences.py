@@ -21,7 +21,7 @@ from torch import Tensor
 from caml_core.device import pick_device
 from caml_core.errors import CamlError
 from caml_core.features import extract_features
-from caml_core.groups import GroupDataset
+from caml_core.groups import GroupDataset, Splits
 from caml_core.networks import Backbone, Bert, from_pretrained
 from caml_core.store import check_sha256
 
@@ -50,7 +50,7 @@ def tokenise(sentences: Iterable[list[str]], n: int, length: int, model: str | P
     return ids
 
 
-def encode_splits(splits: Sequence[GroupDataset], encode: str) -> list[GroupDataset]:
+def encode_splits(splits: Sequence[GroupDataset], encode: str) -> Splits:
     """Splits of MiniLM's token ids as "sentence", kept in the user's cache, or as they are ("tokens").
 
     Raises:
@@ -59,10 +59,10 @@ def encode_splits(splits: Sequence[GroupDataset], encode: str) -> list[GroupData
     if encode not in ("sentence", "tokens"):
         remedy = "sentence goes with the backbone mlp, tokens with a BERT"
         raise CamlError(f"encode={encode!r}", "sentence or tokens", remedy)
-    if encode == "tokens":
-        return list(splits)
-    body = SentenceMean()
-    return [extract_features(Backbone(body, body.width, 1), split, pick_device()) for split in splits]
+    if encode == "sentence":
+        network = Backbone(body := SentenceMean(), body.width, 1)
+        splits = [extract_features(network, split, pick_device()) for split in splits]
+    return splits[0], splits[1], splits[2]
 
 
 class SentenceMean(Bert):

@@ -1,8 +1,7 @@
 """Where real images come from: MNIST, Fashion-MNIST and CIFAR-10 as the Hugging Face Hub keeps them.
 
 `images(name, split)` looks, in this order, in the folder `$CAML_DATA` (laid out `<repository>/<file>`), in the Hub's
-cache on this machine and on the Hub itself. Decoded pixels are kept once in the user's cache, keyed by the checksum of
-the file they came from.
+cache on this machine and on the Hub itself. Decoded pixels are kept once, named by the checksum of their file.
 
 Rows are sorted by class and then by the SHA-256 of their pixels, so a seeded split does not depend on the order of
 rows in the file. It does depend on the pixels: a JPEG re-encoding of CIFAR-10 gives other splits than the original.
@@ -10,7 +9,6 @@ rows in the file. It does depend on the pixels: a JPEG re-encoding of CIFAR-10 g
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
@@ -18,19 +16,21 @@ import re
 import tomllib
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow
 from PIL import Image
+from pyarrow import parquet
 from tqdm.auto import tqdm
 
 from caml_core import store
 from caml_core.errors import CamlError
 
-SHARD = re.compile(r"(?:^|/)(train|val|valid|validation|test)-\d+-of-\d+\.parquet$")
+SHARD = re.compile(r"(train|val|test)[a-z]*-\d+-of-\d+\.parquet")
 ENTRIES = tomllib.loads(resources.files("caml_core.data").joinpath("catalogue.toml").read_text(encoding="utf-8"))
 Where = str | Path | None  # a data folder in place of $CAML_DATA
 
@@ -67,16 +67,15 @@ def images(name: str, split: str, data_dir: Where = None) -> Images:
     meta = {"source": name, "split": split, "sha256": [digest]}
     if cached.exists():
         try:
-            arrays = store.load_npz(cached, meta)
-            return Images(arrays["pixels"], arrays["labels"], origin)
+            return Images(**store.load_npz(cached, meta), origin=origin)
         except CamlError as error:
             warnings.warn(f"decoding {name} again: {error.what}", stacklevel=2)
     pixels, labels = _decode(file, SOURCES[name])
     keys = [hashlib.sha256(image.tobytes()).digest() for image in pixels]
     order = sorted(range(len(labels)), key=lambda i: (labels[i], keys[i]))
-    pixels, labels = pixels[order], labels[order]
-    store.save_npz(cached, {"pixels": pixels, "labels": labels}, meta)
-    return Images(pixels, labels, origin)
+    arrays = {"pixels": pixels[order], "labels": labels[order]}
+    store.save_npz(cached, arrays, meta)
+    return Images(**arrays, origin=origin)
 
 
 def available(name: str, data_dir: Where = None) -> bool:
@@ -106,104 +105,81 @@ def _find(name: str, split: str, data_dir: Where) -> tuple[Path, str]:
     """The file of a source, and where it was found; the error names every place tried."""
     repository, filename = SOURCES[name].repository, f"{SOURCES[name].folder}/{split}-00000-of-00001.parquet"
     if (root := data_root(data_dir)) and (file := root / repository / filename).exists():
-        check_sums(root, file)
+        check_sums(data_dir, file)
         return file, f"CAML_DATA/{repository}"
-    tried = f"{root / repository / filename} (no such file)" if root else "CAML_DATA (not set)"
     try:
-        return from_hub(repository, filename), f"Hugging Face Hub, {repository}"
+        return from_hub(repository, filename)[0], f"Hugging Face Hub, {repository}"
     except CamlError as error:
-        what = f"{name} ({split}) was not found; tried: {tried}; {error.what}"
+        place = f"{root / repository / filename} (no such file)" if root else "CAML_DATA (not set)"
+        what = f"{name} ({split}) was not found; tried: {place}; {error.what}"
         remedy = "set CAML_DATA to a folder that has it, or connect to the network once; birdscapes needs neither"
         raise CamlError(what, f"the file {repository}/{filename}", remedy) from error
 
 
-def from_hub(repository: str, filename: str) -> Path:
-    """A dataset's file in the Hub's cache, downloaded if need be and checked."""
-    from huggingface_hub import hf_hub_download
+def from_hub(repository: str, pattern: str) -> list[Path]:
+    """A dataset's files like `pattern` from the Hub's cache, or else from the Hub, checked."""
+    from huggingface_hub import snapshot_download
 
-    with contextlib.suppress(OSError):  # of which all faults of the library are
-        return Path(hf_hub_download(repository, filename, repo_type="dataset", local_files_only=True))
     why = "not in its cache, and no network"
-    if store.hub_is_reachable():
+    for cached in (True, False) if store.hub_is_reachable() else (True,):
         try:
-            file = Path(hf_hub_download(repository, filename, repo_type="dataset"))
-            blob = file.resolve()  # of a large file; the Hub's cache names it by its SHA-256
-            if len(blob.name) != 64 or store.sha256(blob) == blob.name:
-                return file
-            blob.unlink()
-            why = f"wrong checksum of {filename}: what came was damaged or cut short"
-        except OSError as error:
-            why = f"{type(error).__name__}: {error}".splitlines()[0]
-    raise CamlError(f"Hugging Face Hub, {repository} ({why})", filename, "connect to the network and repeat")
-
-
-def parquet(repository: str) -> list[Path]:
-    """The parquet files of a dataset's three splits, from the Hub."""
-    from huggingface_hub import HfApi
-
-    names, why = [], "the Hugging Face Hub is out of reach"
-    if store.hub_is_reachable():
-        try:
-            names = [name for name in HfApi().list_repo_files(repository, repo_type="dataset") if SHARD.search(name)]
-            why = f"{repository} lists {len(names)} parquet files"
+            top = snapshot_download(repository, repo_type="dataset", allow_patterns=pattern, local_files_only=cached)
+            files = sorted(Path(top).rglob(pattern))
+            for blob in [file.resolve() for file in files]:
+                if len(blob.name) == 64 and store.sha256(blob) != blob.name:  # a large file is named by its SHA-256
+                    blob.unlink()
+                    raise ValueError("wrong checksum: what came was damaged or cut short")
+            if files:
+                return files
         except Exception as error:  # the library's own errors change with the HTTP client below it
-            why = f"the Hub did not list {repository}: {type(error).__name__}"
-    if {_split(name) for name in names} != {"train", "val", "test"}:
-        raise CamlError(why, f"all three splits of {repository}", "connect to the network and repeat the command")
-    return [from_hub(repository, name) for name in sorted(names)]
+            why = why if cached else f"{type(error).__name__}: {error}".splitlines()[0]
+    what, remedy = f"Hugging Face Hub, {repository} ({why})", "connect to the network and repeat"
+    raise CamlError(what, pattern, remedy)
 
 
-def shards(folder: Path) -> list[Path]:
-    """Parquet files of all three splits in a reader's copy of a repository; none where a split is missing."""
-    found = sorted(file for file in folder.rglob("*.parquet") if SHARD.search(file.name))
-    return found if {_split(file.name) for file in found} == {"train", "val", "test"} else []
+def by_split(files: Iterable[Path]) -> dict[Path, str]:
+    """The split of each parquet file of a dataset; none where a split is missing."""
+    found = {file: match[1] for file in sorted(files) if (match := SHARD.fullmatch(file.name))}
+    return found if {*found.values()} == {"train", "val", "test"} else {}
 
 
-def _split(name: str) -> str:
-    found = SHARD.search(name)
-    return {"valid": "val", "validation": "val"}.get(found[1], found[1]) if found else ""
-
-
-def unpack(files: Sequence[Path], folder: Path, columns: Mapping[str, str], progress: bool = True) -> None:
+def unpack(shards: Mapping[Path, str], folder: Path, columns: Mapping[str, str], progress: bool = True) -> None:
     """Write the images of parquet files, as they are, to `SPLIT/NUMBER.jpg`, and their labels to `metadata.csv`.
 
-    `columns` names those of `y` and `a` beside `image`, and the `folder` that the images go to.
+    Args:
+        shards: see `by_split`.
+        columns: names those of `y` and `a` beside `image`, and the `folder` that the images go to.
     """
-    import pyarrow
-    import pyarrow.parquet
-
+    if not shards:
+        raise CamlError("a split has no parquet files", "train, val and test", "see whether the dataset has changed")
     rows, count, wanted = ["img_filename,y,split,place"], Counter[str](), ["image", columns["y"], columns["a"]]
-    with tqdm(desc=f"unpacking {folder.parent.name}", unit="image", leave=False, disable=not progress) as bar:
-        for file in files:
-            split, top = _split(file.name), folder / columns["folder"]
-            (top / split).mkdir(parents=True, exist_ok=True)
-            try:
-                for batch in pyarrow.parquet.ParquetFile(file).iter_batches(64, columns=wanted):
-                    for image, y, a in zip(*(batch.column(name).to_pylist() for name in wanted)):
-                        suffix = ".png" if image["bytes"][:4] == b"\x89PNG" else ".jpg"
-                        rows.append(f"{split}/{count[split]:06d}{suffix},{int(y)},{split},{int(a)}")
-                        (top / rows[-1].split(",")[0]).write_bytes(image["bytes"])
-                        count[split] += 1
-                    bar.update(len(batch))
-            except (pyarrow.ArrowException, KeyError, TypeError, ValueError) as error:
-                what, expected = f"{file.name} cannot be unpacked: {str(error)[:200]}", f"columns {', '.join(wanted)}"
-                raise CamlError(what, expected, "fetch it again, or see whether the dataset has changed") from error
+    for shard, split in tqdm(shards.items(), f"unpacking {folder.parent.name}", leave=False, disable=not progress):
+        top = folder / columns["folder"]
+        (top / split).mkdir(parents=True, exist_ok=True)
+        try:
+            for batch in parquet.ParquetFile(shard).iter_batches(64, columns=wanted):
+                for image, y, a in zip(*(batch.column(name).to_pylist() for name in wanted)):
+                    suffix = "png" if image["bytes"][:4] == b"\x89PNG" else "jpg"
+                    file = f"{split}/{count[split]:06d}.{suffix}"
+                    (top / file).write_bytes(image["bytes"])
+                    rows.append(f"{file},{int(y)},{split},{int(a)}")
+                    count[split] += 1
+        except (pyarrow.ArrowException, KeyError, TypeError, ValueError) as error:
+            what, expected = f"{shard.name} cannot be unpacked: {str(error)[:200]}", f"columns {', '.join(wanted)}"
+            raise CamlError(what, expected, "fetch it again, or see whether the dataset has changed") from error
     store.write_text(folder / "metadata.csv", "\n".join(rows) + "\n")
 
 
-def check_sums(root: Path | None, file: Path) -> None:
+def check_sums(data_dir: Where, file: Path) -> None:
     """Compare a file with the SHA256SUMS of the reader's folder, where there is one."""
-    expected = store.read_sums(root / "SHA256SUMS").get(file.relative_to(root).as_posix()) if root else None
-    if expected:
+    root = data_root(data_dir)
+    if root and (expected := store.read_sums(root / "SHA256SUMS").get(file.relative_to(root).as_posix())):
         store.check_sha256(file, expected, "fetch the file again; what is there was damaged or cut short")
 
 
 def _decode(file: Path, source: Source) -> tuple[np.ndarray, np.ndarray]:
-    import pyarrow
-    import pyarrow.parquet
-
     try:
-        table = pyarrow.parquet.read_table(file, columns=[source.column, "label"])
+        table = parquet.read_table(file, columns=[source.column, "label"])
         encoded = table.column(source.column).combine_chunks().field("bytes").to_pylist()
         labels = np.asarray(table.column("label").to_numpy(), dtype=np.int64)
         pixels = np.empty((len(labels), *source.shape), np.uint8)

@@ -12,16 +12,14 @@ Joshi et al., "Towards Mitigating Spurious Correlations in the Wild", arXiv 2306
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 
 from caml_core.data.find import locate
-from caml_core.data.folder import SPLITS, Splits, Table, compare_counts, splits_of
-from caml_core.data.listing import image_files
+from caml_core.data.folder import SPLITS, Table, compare_counts, splits_of, table_of
 from caml_core.data.sources import Where
 from caml_core.errors import CamlError
-from caml_core.groups import check_rho
+from caml_core.groups import Splits, check_rho
 
 CLASSES = ("landbird", "waterbird", "small dog", "big dog")
 ATTRIBUTES = ("land", "water", "indoor", "outdoor")
@@ -60,15 +58,12 @@ def load(
     if protocol not in ("official", "caml"):
         raise CamlError(f"unknown SpuCoAnimals protocol {protocol!r}", "official or caml", "check the spelling")
     folder = locate("spuco_animals", data_dir)
-    files: list[Path] = []
-    rows: list[tuple[int, int, int]] = []  # y, a, split
-    for k, split in enumerate(SPLITS):
-        for part, (name, labels, backgrounds) in enumerate(PARTS):
-            for (y, label), (a, background) in itertools.product(enumerate(labels), enumerate(backgrounds)):
-                found = image_files(folder / name / split / label / background)
-                files += found
-                rows += [(2 * part + y, 2 * part + a, k)] * len(found)
-    table = Table(files, *np.array(rows, dtype=np.int64).T)
+    table = table_of(
+        (folder / name / split / label / background, 2 * part + y, 2 * part + a, k)
+        for k, split in enumerate(SPLITS)
+        for part, (name, labels, backgrounds) in enumerate(PARTS)
+        for (y, label), (a, background) in itertools.product(enumerate(labels), enumerate(backgrounds))
+    )
     if check_counts:
         compare_counts(table, "SpuCoAnimals", PUBLISHED, CLASSES, ATTRIBUTES)
     if protocol == "caml":

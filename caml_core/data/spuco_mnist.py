@@ -11,12 +11,11 @@ import colorsys
 from typing import Any
 
 import numpy as np
-import torch
 
 from caml_core.data import drawn_digits
 from caml_core.data.sources import Where, images
 from caml_core.errors import CamlError
-from caml_core.groups import GroupDataset, assign_attributes, check_rho
+from caml_core.groups import GroupDataset, Splits, assign_attributes, check_rho
 
 PAIRS = ("0 or 1", "2 or 3", "4 or 5", "6 or 7", "8 or 9")
 COLOURS = ("red", "orange", "yellow", "lime", "green", "cyan", "azure", "blue", "purple", "magenta")  # 36 degrees apart
@@ -25,7 +24,7 @@ COLOURS = ("red", "orange", "yellow", "lime", "green", "cyan", "azure", "blue", 
 def load(
     *, classes: int = 5, digits: str = "mnist", magnitude: float = 1.0, rho: float = 0.95, n_train: int = 10000,
     n_val: int = 2000, n_test: int = 2000, seed: int = 0, data_dir: Where = None,
-) -> tuple[GroupDataset, GroupDataset, GroupDataset]:  # fmt: skip
+) -> Splits:  # fmt: skip
     """Build SpuCoMNIST: x uint8 (N, 3, 28, 28), y digit pair, a background colour.
 
     Args:
@@ -45,19 +44,13 @@ def load(
         expected = "classes 5 (pairs) or 10 (single digits); digits 'mnist' or 'drawn'; magnitude in (0, 1]"
         raise CamlError(what, expected, "correct the option")
     in_one_class = 10 // classes
-    names: dict[str, Any] = {"class_names": PAIRS if classes == 5 else "0123456789"}
-    names["attribute_names"] = COLOURS[::in_one_class]
-    hues = np.arange(classes) / classes
-    palette = np.array([colorsys.hsv_to_rgb(hue, 1.0, 1.0) for hue in hues], np.float32)
+    palette = np.array([colorsys.hsv_to_rgb(k / classes, 1.0, 1.0) for k in range(classes)], np.float32)
     rng = np.random.default_rng([seed, 0x5C0])
-    sources = {
-        split: images("mnist", split, data_dir) if digits == "mnist" else drawn_digits.images(split)
-        for split in ("train", "test")
-    }
-    pools = {
-        split: [rng.permutation(np.flatnonzero(source.labels // in_one_class == y)) for y in range(classes)]
-        for split, source in sources.items()
-    }
+    pools, sources = {}, {}
+    for split in ("train", "test"):
+        drawn = digits == "drawn"
+        sources[split] = source = drawn_digits.images(split) if drawn else images("mnist", split, data_dir)
+        pools[split] = [rng.permutation(np.flatnonzero(source.labels // in_one_class == y)) for y in range(classes)]
     splits = []
     for split, size, share in (("train", n_train, rho), ("train", n_val, 1 / classes), ("test", n_test, 1 / classes)):
         count = size // classes
@@ -74,9 +67,8 @@ def load(
         ground = palette[a[order]][:, :, None, None]  # white digit on its colour
         if magnitude < 1:
             ground = ground * (rng.random(ink.shape, dtype=np.float32) < magnitude)
-        x = ink + (1 - ink) * ground
-        x = torch.from_numpy((x * 255).round().astype(np.uint8))
-        source = f"{digits} digits from {sources[split].origin}"
-        splits.append(GroupDataset(x, y[order], a[order], source=source, **names))
-    train, val, test = splits
-    return train, val, test
+        x = ((ink + (1 - ink) * ground) * 255).round().astype(np.uint8)
+        names: dict[str, Any] = {"class_names": PAIRS if classes == 5 else "0123456789"}
+        names |= {"attribute_names": COLOURS[::in_one_class], "source": f"{digits} digits from {sources[split].origin}"}
+        splits.append(GroupDataset(x, y[order], a[order], **names))
+    return splits[0], splits[1], splits[2]

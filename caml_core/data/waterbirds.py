@@ -9,9 +9,10 @@ in the majority everywhere.
 from __future__ import annotations
 
 from caml_core.data.find import locate
-from caml_core.data.folder import Splits, Table, compare_counts, splits_of
+from caml_core.data.folder import Table, compare_counts, splits_of
 from caml_core.data.listing import codes, read_csv, split_codes
 from caml_core.data.sources import Where
+from caml_core.groups import Splits
 
 CLASSES, ATTRIBUTES = ("landbird", "waterbird"), ("land", "water")
 PUBLISHED = {"train": (3498, 184, 56, 1057), "val": (467, 466, 133, 133), "test": (2255, 2255, 642, 642)}
@@ -31,15 +32,10 @@ def load(
         CamlError: not found, other counts than published, a metadata.csv or an image that cannot be used.
     """
     folder = locate("waterbirds", data_dir)
-    file = folder / "metadata.csv"
+    file, binary = folder / "metadata.csv", {"0": 0, "1": 1}
     columns = read_csv(file, ("img_filename", "y", "split", "place"))
-    binary = {"0": 0, "1": 1}
-    table = Table(
-        [folder / name for name in columns["img_filename"]],
-        codes(columns, "y", binary, file),
-        codes(columns, "place", binary, file),
-        split_codes(columns, file),
-    )
+    y, a = (codes(columns, name, binary, file) for name in ("y", "place"))
+    table = Table([folder / name for name in columns["img_filename"]], y, a, split_codes(columns, file))
     if check_counts:
         compare_counts(table, "Waterbirds", PUBLISHED, CLASSES, ATTRIBUTES)
     return splits_of(table, "Waterbirds", CLASSES, ATTRIBUTES, ((1, 0), (0, 1)), size=size, progress=progress)
