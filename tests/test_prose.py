@@ -32,6 +32,7 @@ SPELLED = {
     "KFAC": "Kronecker-factored approximate curvature",
     "MAP": "maximum a posteriori",
     "MLP": "multilayer perceptron",
+    "ORCA": "online reasoning calibration",
     "PCA": "principal component analysis",
     "SGD": "stochastic gradient descent",
     "VAE": "variational autoencoder",

@@ -1,0 +1,1 @@
+"""The field: eight systems of the same spring, each small; nothing else in the package imports them."""
