@@ -142,7 +142,8 @@ def label_runs() -> list[dict[str, Any]]:
     pool, val, test = standardise(*(extract_features(network, split, device, batch_size=16) for split in pictures))
     records = []
     for seed in RUNS:
-        start, wrong = time.perf_counter(), []
+        start = time.perf_counter()
+        wrong: list[Tensor] = []
 
         def look(t: int, network: Backbone, record: dict[str, Any], wrong: list[Tensor] = wrong) -> None:
             wrong.append(predict(network, val, device).argmax(dim=1) != val.y)
