@@ -36,6 +36,7 @@ SPELLED = {
     "LUMA": "tractable uncertainty-aware meta-learning",
     "MAP": "maximum a posteriori",
     "MLP": "multilayer perceptron",
+    "ORCA": "online reasoning calibration",
     "PCA": "principal component analysis",
     "RBF": "squared exponential kernel",
     "SELF": "selective last-layer finetuning",
