@@ -398,7 +398,7 @@ assert torch.tensor(wets).diff().max() >= 0.5  # a jump
 # as part of the edit. And note the jump between two neighbouring amounts (exercise 3 asks whose jump it is).
 #
 # Other words, other scenes, or a caption in place of a scene: with the two networks in the page you choose. (The edits
-# of HSFM wait for chapter 15.)
+# of HSFM, hard-set-guided feature-space meta-learning, wait for chapter [15](15_seeing_edits.ipynb).)
 
 # %%
 from caml_core.pictures.explore import explore
