@@ -14,7 +14,7 @@ from caml_core.acquisition import CHECKPOINTS, Pool, acquire
 from caml_core.device import stream_seed
 from caml_core.errors import CamlError
 from caml_core.features import predict, predict_with_features
-from caml_core.groups import GroupDataset, check_classes
+from caml_core.groups import GroupDataset, check_classes, same_names
 from caml_core.loader import Augment
 from caml_core.metrics import check_selection, group_metrics
 from caml_core.networks import Backbone
@@ -76,6 +76,7 @@ def run_active(
             raise CamlError(what, "for each round a list of rows of the pool, none twice", remedy)
     check_selection(val, plan.select)
     check_selection(test, "average", "test")
+    same_names(pool, test)
     check_classes(pool, pool.y[sets[0]], "draw more labels at the start (--start)")
     records: list[dict[str, Any]] = []
     network = make_network()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from caml_core import store
 from caml_core.device import autocast
 from caml_core.errors import CamlError
-from caml_core.groups import GroupDataset
+from caml_core.groups import GroupDataset, same_names
 from caml_core.loader import batches
 from caml_core.networks import Backbone
 
@@ -122,6 +122,7 @@ def onnx_features(network: Backbone, x: Tensor) -> Callable[[Tensor], Tensor]:
 
 def standardise(train: GroupDataset, *others: GroupDataset) -> tuple[GroupDataset, ...]:
     """Scale features to mean 0 and standard deviation 1 on `train`, all splits alike. Constant columns become 0."""
+    same_names(train, *others)
     std, mean = torch.std_mean(train.x, dim=0)
     scale = torch.where(std > 0, 1 / std, 0.0)
     return tuple(split.with_x((split.x - mean) * scale) for split in (train, *others))

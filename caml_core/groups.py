@@ -145,12 +145,28 @@ def check_classes(split: GroupDataset, y: Tensor, remedy: str) -> None:
         raise CamlError(what, "at least one of each class", remedy)
 
 
+def same_names(first: GroupDataset, *others: GroupDataset) -> None:
+    """Refuse splits whose labels or attributes are numbered otherwise: scores of one on another would be wrong.
+
+    Attributes may be others altogether, as inferred environments are.
+
+    Raises:
+        CamlError: names that differ, or stand in another order.
+    """
+    for other in others:
+        for own, theirs in ((first.class_names, other.class_names), (first.attribute_names, other.attribute_names)):
+            if own != theirs and (own is first.class_names or {*own} & {*theirs}):
+                what = f"splits with the names {', '.join(own)} and {', '.join(theirs)}"
+                raise CamlError(what, "the same names in the same order in every split", "number them alike")
+
+
 def group_table(**splits: GroupDataset) -> str:
     """Markdown table of group counts and shares, one column a split; minority groups are marked.
 
     >>> print(group_table(train=train, test=test))  # doctest: +SKIP
     """
     first = next(iter(splits.values()))
+    same_names(*splits.values())
     lines = ["| group | " + " | ".join(splits) + " |", "|:--|" + "--:|" * len(splits)]
     for g, name in enumerate(first.group_names):
         mark = "" if first.majority.flatten()[g] else " (minority)"

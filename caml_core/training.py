@@ -28,7 +28,7 @@ from caml_core.checked import settings
 from caml_core.device import autocast, seeded, stream_seed
 from caml_core.errors import CamlError
 from caml_core.features import predict
-from caml_core.groups import GroupDataset
+from caml_core.groups import GroupDataset, same_names
 from caml_core.loader import Augment, Balance, batches
 from caml_core.metrics import Rule, check_selection, group_metrics, select_epoch
 from caml_core.store import load_checkpoint, save_checkpoint
@@ -157,6 +157,8 @@ def fit(
             finite, too little memory, a batch of one for BatchNorm.
     """
     check_selection(val, select)
+    if train is not None:
+        same_names(train, val)
     chance = 100 * float(torch.bincount(val.y).max()) / len(val)
     counts = None if train is None else train.group_counts
     history: list[dict[str, Any]] = []

@@ -18,15 +18,22 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import nn
 
 from caml_core import store
+from caml_core.active import run_active
 from caml_core.data import load, sources
 from caml_core.data.images import packed
 from caml_core.errors import CamlError
-from caml_core.groups import GroupDataset
+from caml_core.features import standardise
+from caml_core.groups import GroupDataset, group_table
+from caml_core.networks import Backbone
+from caml_core.round import Plan
+from caml_core.training import Erm, train_erm
 
 pytestmark = pytest.mark.usefixtures("cache")
 FORMS: list[Literal["NFC", "NFD"]] = ["NFC", "NFD"]
@@ -651,3 +658,22 @@ def test_a_full_disk_is_one_error_for_whatever_is_written(tmp_path: Path) -> Non
     ]
     assert all("File too large" in line for line in said)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("which", ["class_names", "attribute_names"])
+def test_splits_that_number_their_names_otherwise_are_refused(which: str) -> None:
+    def split(**other: tuple[str, ...]) -> GroupDataset:
+        names = {"class_names": ("finch", "gull"), "attribute_names": ("forest", "shore"), **other}
+        return GroupDataset(torch.randn(8, 3), torch.arange(8) % 2, torch.arange(8) // 2 % 2, **names)
+
+    train, val = split(), split(**{which: tuple(reversed(getattr(split(), which)))})
+    linear, plan = Backbone(nn.Identity(), 3, 2), Plan(method="append", start=4, query=1, rounds=1, epochs=1)
+    for use in (
+        lambda: standardise(train, val),
+        lambda: train_erm(linear, train, val, Erm(epochs=1), progress=False),
+        lambda: run_active(lambda: linear, train, train, val, plan, progress=False),
+        lambda: group_table(train=train, val=val),
+    ):
+        with pytest.raises(CamlError, match="the same names in the same order"):
+            use()
+    assert len(standardise(train, split())) == 2
