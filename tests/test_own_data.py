@@ -663,7 +663,7 @@ def test_a_full_disk_is_one_error_for_whatever_is_written(tmp_path: Path) -> Non
 @pytest.mark.parametrize("which", ["class_names", "attribute_names"])
 def test_splits_that_number_their_names_otherwise_are_refused(which: str) -> None:
     def split(**other: tuple[str, ...]) -> GroupDataset:
-        names = {"class_names": ("finch", "gull"), "attribute_names": ("forest", "shore"), **other}
+        names: dict[str, Any] = {"class_names": ("finch", "gull"), "attribute_names": ("forest", "shore"), **other}
         return GroupDataset(torch.randn(8, 3), torch.arange(8) % 2, torch.arange(8) // 2 % 2, **names)
 
     train, val = split(), split(**{which: tuple(reversed(getattr(split(), which)))})
