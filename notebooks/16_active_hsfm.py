@@ -438,6 +438,15 @@ for i in range(len(SEEDS)):
 # head turns the shortcut round. HSFM has a validation set to stop it; here no label is left to say when. Two draws of one
 # dataset are a hint. The stored runs that follow put it to the test.
 #
+# Chapter 04 let you buy labels in a pool with a fog of unclear points. Here is one without fog, with the labels of highest
+# loss marked, as if somebody had told: what do they have that the uncertain ones have not?
+
+# %%
+from caml_core.pictures.explore import explore
+
+explore("ask_yourself", "The hardest against the uncertain", fog=0, reveal=True, show="loss")
+
+# %% [markdown]
 # ## At equal budgets: five seeds, two datasets
 #
 # Now the stored runs. A budget of $B$ labels is $B/2$ at random and five batches of $B/10$; every method gets exactly
