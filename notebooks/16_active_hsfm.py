@@ -444,7 +444,13 @@ for i in range(len(SEEDS)):
 # %%
 from caml_core.pictures.explore import explore
 
-explore("ask_yourself", "The hardest against the uncertain", fog=0, reveal=True, show="loss")
+explore(
+    "ask_yourself",
+    "The hardest against the uncertain",
+    fog=0,
+    reveal=True,
+    show="loss",
+)
 
 # %% [markdown]
 # ## At equal budgets: five seeds, two datasets
