@@ -263,16 +263,21 @@ before = [part[~train.done].mean() for part in miss]
 after = [part[train.done].mean() for part in miss]
 for k, name in enumerate(("as learned", "large step")):
     print(f"{name}: Brier score {before[k]:.3f} before, {after[k]:.3f} after")
+weights = [model.weight.norm().item() for model in (orca, large)]
+print("length of the first weights: {:.1f} and {:.1f}".format(*weights))
 assert orca.log_eta.exp() < 0.1
+assert weights[1] > weights[0]
 assert after[1] > after[0]
+assert before[1] > before[0]
 title = "With a large step, some scores fade after the jump"
 draw(smooth(faded), title, "score")
 
 # %% [markdown]
-# The Brier score asks for a high score at *every* step after the jump. A probe that moves may get used to being done, and
-# its score fades. The stopping rule needs only the first crossing and does not mind. So the loss that is learned from is not
-# the risk that is certified. (In our world; what the paper's probes learned we could not see.) The average of the training
-# law does not ask for the large step; its *worst group* does, see the table.
+# The Brier score looks at *every* step, and the large step loses on both sides of the jump: before it, scores are too high,
+# for it starts with long weights, which its steps will shorten; after it, some fade, as it gets used to being done. The stopping rule sees only the
+# first crossing of a threshold, which is set afterwards. So the loss that is learned from is not the risk that is
+# certified. (In our world; what the paper's probes learned we could not see.) The average of the training law does not
+# ask for the large step; its *worst group* does, see the table.
 #
 # ## A certificate for every group
 #
@@ -295,10 +300,11 @@ for name, f in made.items():
     level = certify(f(many.x), many.done, 0.1, many.group)
     got = judge(f(new.x), new, level)
     print(f"{name:17}", {key: round(float(v), 1) for key, v in got.items()})
-    assert got["error"] < 13
+    assert got["error"] < 10
 
 # %% [markdown]
-# With 2,000, every probe keeps its promise on the other law, because it was made to each group. What differs is the price.
+# With 2,000, no probe is wrong too often on the other law, because the promise was made to each group. (A worst group just
+# above 10% is no contradiction: under this law two of the groups have some fifty test paths each.) What differs is the price.
 #
 # ## The full record
 #
@@ -332,7 +338,7 @@ rows = [
     [m, *("{:.1f} ± {:.1f}".format(*cell(m, *c)) for c in COLUMNS.values())]
     for m in methods
 ]
-source = describe(paths[:: len(paths) // 5])  # one of each seed
+source = describe(paths[:: len(paths) // 5]).split("; torch")[0]
 table(["probe", *COLUMNS], rows, source)
 
 # %%
@@ -454,7 +460,7 @@ table(head, rows, describe(bought[::3]))
 # - Where nothing shifts, a probe that adapts wins nothing over a static one.
 # - When its shortcut shifts, a static probe is wrong far more often than promised; one with a large step much less.
 # - Learned by the Brier score the step vanishes, and the gain with it: the loss is not the risk.
-# - A difference by hand does no worse than ORCA.
+# - A difference by hand, which nobody has to learn, does about as well.
 # - A certificate for each group survives a change of their shares; under it, a large step saves twice the steps.
 # - The same test ends the buying of labels, if it pays for looking often.
 #
@@ -477,7 +483,7 @@ table(head, rows, describe(bought[::3]))
 # @title Solution 2 { display-mode: "form" }
 fair = fit_probe(draw_paths(300, 1, climb=2.0, rho=0.5), eta=1.0, epochs=8)
 print(f"step size {fair.log_eta.exp():.3f}")
-# No: fading costs as much as before. The loss is to blame.
+# No: moving costs as much in the Brier score as before.
 assert fair.log_eta.exp() < 0.2
 
 # %% [markdown]

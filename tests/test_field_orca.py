@@ -106,14 +106,19 @@ def test_the_procedure_is_that_of_mapie() -> None:
     assert GRID[max(valid)] == certify(scores, done, 0.2)
 
 
-def test_the_promise_is_kept_as_often_as_promised() -> None:
-    """Of 200 calibration sets, about 5% at most give a threshold whose true risk is above delta."""
+@pytest.mark.parametrize("by_group", [False, True])
+def test_the_promise_is_kept_as_often_as_promised(by_group: bool) -> None:
+    """Of 200 calibration sets, about 5% at most give a threshold whose true risk (in some group) is above delta."""
     scores, done = random_paths(4000, 2)
+    group = (torch.arange(4000) % 2 == 0).long()
+    scores = torch.where(group[:, None] == 1, smooth(scores, 2), scores)  # one group is another world
     broken = 0
     for seed in range(200):
-        rows = torch.randperm(4000, generator=torch.Generator().manual_seed(seed))[:60]
-        at = stops(scores, np.array([certify(scores[rows], done[rows], 0.2)]))
-        broken += np.take_along_axis(done.numpy(), at, axis=1).mean() < 0.8
+        rows = torch.randperm(4000, generator=torch.Generator().manual_seed(seed))[:120]
+        level = certify(scores[rows], done[rows], 0.2, group[rows] if by_group else None)
+        wrong = ~np.take_along_axis(done.numpy(), stops(scores, np.array([level])), axis=1)[:, 0]
+        risks = [wrong[group == g].mean() for g in (0, 1)] if by_group else [wrong.mean()]
+        broken += max(risks) > 0.2
     assert broken <= 20  # 10 expected at most; more than 20 has a chance of 0.1%
 
 
