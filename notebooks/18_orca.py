@@ -464,6 +464,48 @@ table(head, rows, describe(bought[::3]))
 # - A certificate for each group survives a change of their shares; under it, a large step saves twice the steps.
 # - The same test ends the buying of labels, if it pays for looking often.
 #
+# ## Two quick questions
+#
+# **1.** A certificate holds on average over problems. What may still happen to one group?
+#
+# <details><summary>Nothing, the promise covers all</summary>
+#
+# No. An average promise can be kept by the frequent groups alone.
+#
+# </details>
+#
+# <details><summary>It may be stopped wrongly far more often</summary>
+#
+# Yes. And when its share grows, the promise breaks; certify each group.
+#
+# </details>
+#
+# <details><summary>It is never stopped</summary>
+#
+# No. That would make the average better, not worse.
+#
+# </details>
+#
+# **2.** Why does the learned step shrink to next to nothing?
+#
+# <details><summary>The shortcut makes it</summary>
+#
+# No. Without the shortcut it shrinks as well.
+#
+# </details>
+#
+# <details><summary>The loss that learns it is not the risk of stopping</summary>
+#
+# Yes. The Brier score punishes a large step on both sides of the jump; stopping only needs the first crossing.
+#
+# </details>
+#
+# <details><summary>Too few paths</summary>
+#
+# No. It is what the loss asks for.
+#
+# </details>
+#
 # ## Exercises
 #
 # **Exercise 1: where 29 comes from.** How many calibration paths does a certificate need at least, for $\delta = 0.1$ and

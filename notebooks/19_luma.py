@@ -463,6 +463,48 @@ assert coupled > 0
 # - Exactly: queries are diluted by direction, least in class against shortcut. A learned prior does what appending
 #   does not, ends where the queries alone would, and needs queries that object.
 #
+# ## Two quick questions
+#
+# **1.** What does appending a query change in this model, and what does CAML change?
+#
+# <details><summary>Both change the prior</summary>
+#
+# No. A label that is appended is data, and data are the likelihood.
+#
+# </details>
+#
+# <details><summary>Appending the likelihood, CAML the prior</summary>
+#
+# Yes. Here both can be written down exactly.
+#
+# </details>
+#
+# <details><summary>Both change the likelihood</summary>
+#
+# No. CAML learns where to start from before the labels come.
+#
+# </details>
+#
+# **2.** The error bars are right on sines at 90%. May one trust them on a parabola?
+#
+# <details><summary>Yes, they were calibrated</summary>
+#
+# No. They were calibrated on tasks of one kind.
+#
+# </details>
+#
+# <details><summary>No; ask first how surprising the labels are</summary>
+#
+# Yes. Three labels give most strange tasks away, and then the bars mean nothing.
+#
+# </details>
+#
+# <details><summary>Yes, with ten labels</summary>
+#
+# No. With ten labels one knows that the task is strange.
+#
+# </details>
+#
 # ## Exercises
 #
 # **Exercise 1: the best Gaussian.** Amplitudes are uniform in $(0.1, 5)$, phases in $(0, \pi)$. Find the mean and
