@@ -27,10 +27,10 @@ def settings(cls: type[T]) -> type[T]:
         try:
             init(self, *args, **given)
         except pydantic.ValidationError as error:
-            wrong = [(".".join(map(str, e["loc"])), e.get("input"), e["msg"]) for e in error.errors()]
+            wrong = [(".".join(map(str, e["loc"])), e) for e in error.errors()]
             raise CamlError(
-                what=", ".join(f"{name}={value!r}" for name, value, _ in wrong),
-                expected="; ".join(f"{name}: {message[:1].lower()}{message[1:]}" for name, _, message in wrong),
+                what=", ".join(n + (" is missing" if e["type"] == "missing" else f"={e['input']!r}") for n, e in wrong),
+                expected="; ".join(f"{name}: {e['msg'][:1].lower()}{e['msg'][1:]}" for name, e in wrong),
                 remedy="correct the setting",
             ) from None
 

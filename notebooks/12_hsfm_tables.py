@@ -513,7 +513,8 @@ LABELS |= {"dfr, groups inferred": "none", "hsfm, groups inferred": "none"}
 rows = []
 for name in ("erm-head", "dfr", "hsfm", *LABELS):
     labels = LABELS.get(name) or NEEDS[name]
-    rows.append([name, labels, *(both(stored_runs(p, name)) for p in places)])
+    label = name if name in LABELS else f"{name}, as above"
+    rows.append([label, labels, *(both(stored_runs(p, name)) for p in places)])
 header = ["method", "group labels", "Dominoes", "small ResNet", "birdscapes"]
 Markdown(markdown(header, rows))
 

@@ -447,7 +447,7 @@ table(head, rows, describe(bought[::3]))
 #
 # - Vectors of 32 numbers in the place of hidden states, paths of one length; jump, climb, groups and the probe on news are
 #   ours. We tried another world first: with constant offsets in the place of climbs, ORCA as learned won nothing either.
-#   We tried steps of 0.05, 0.2 and 0.8; the last is best for the worst group of the training law.
+#   We tried steps of $0.05$, $0.2$ and $0.8$; the last is best for the worst group of the training law.
 # - Batches of 16 paths, a learning rate of 0.03 and a first step of 1; the released code has one path, 0.001 and 0.01. Its
 #   second form has two linear views of a step; ours are affine ("two views").
 # - The released code returns the threshold that *failed*; we return the last that passed. Our smoothing counts scores

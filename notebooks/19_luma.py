@@ -61,7 +61,7 @@ if "google.colab" in sys.modules:
 # ## The idea
 #
 # A task is a function of one number. In training all are sines $a \sin(x + \varphi) + 1$ of random amplitude and
-# phase, with noise of 0.05 on the labels. Lines and parabolas are *held out*: the prior never meets them.
+# phase, with noise of $0.05$ on the labels. Lines and parabolas are *held out*: the prior never meets them.
 
 # %%
 import torch

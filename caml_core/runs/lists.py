@@ -33,12 +33,14 @@ from caml_core.runs.identity import OWN, content_hash, identity
 from caml_core.runs.run import POOL, pool
 from caml_core.runs.settings import Data, Method, Rounds, build, config
 
+Name = Annotated[str, StringConstraints(pattern=r'^[^./\\:*?"<>|][^/\\:*?"<>|]*$')]  # of files on every system
+
 
 @settings
 class Run:
     """One run of a list."""
 
-    name: Annotated[str, StringConstraints(pattern=r'^[^./\\:*?"<>|][^/\\:*?"<>|]*$')]  # of files; one for all seeds
+    name: Name  # one for all seeds
     seed: NonNegativeInt
     method: Method
     data: Data
