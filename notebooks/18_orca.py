@@ -233,7 +233,7 @@ for test, (choice, law, other) in tests.items():
         rows.append([f"{test}: {name}", *(f"{v:.1f}%" for v in got.values())])
 table(["", "steps saved", "wrong stops", "of the worst group"], rows)
 
-# %%
+# %% tags=["hide-input"]
 same, late = found["same law"], found["late climb"]
 saved = [got["saved"] for got in found["nothing climbs"].values()]
 assert max(saved) - min(saved) < 6  # the control
@@ -328,6 +328,7 @@ def cell(method, test, metric, by_group=False):
     return values.mean().item(), (2.776 * values.std() / 5**0.5).item()
 
 
+# %%
 LATE, LARGE = "late problems climb", "orca, step 0.8"
 COLUMNS = {"control: saved": ("nothing climbs", "saved")}
 for test in ("same law", LATE):
