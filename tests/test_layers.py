@@ -9,7 +9,7 @@ from importlinter.cli import lint_imports
 
 CORE = Path(__file__).parent.parent / "caml_core"
 LONGEST = 300  # lines of a file
-TOTAL, TOP = 8_843, 3_694  # lines at most: of all but field/, and of what lies in no room. The aim: 6,000 and 2,800
+TOTAL, TOP = 8_838, 3_689  # lines at most: of all but field/, and of what lies in no room. The aim: 6,000 and 2,800
 
 
 def lines() -> dict[str, int]:
