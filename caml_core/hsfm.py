@@ -9,8 +9,6 @@ Yazdan Parast et al., arXiv 2603.29313. The backbone is frozen; its ERM head is 
 
 and the epoch with the best validation worst-group accuracy is kept. The hard set holds what the shortcut gets wrong, so
 the support set, drawn from the biased training set, turns into one that a fair head can be trained on.
-
-Everything carries a leading dimension B of problems (seeds, settings), solved side by side.
 """
 
 from __future__ import annotations
@@ -67,7 +65,7 @@ def hsfm(
     """Solve B problems at once: one for each seed, which draws the support set (and a random hard set).
 
     Args:
-        train, val: features in place of images, x float32 or float64 (N, D), scaled alike; all is computed in it.
+        train, val: features, scaled alike: x float32 or float64 (N, D), in which everything is computed.
         weight, bias: the ERM head, float (C, D) and (C,), or one for each problem, (B, C, D) and (B, C).
         seeds: B of them; repeat a seed to compare settings on the same support set.
         alpha, eta: (B,), where the problems differ in them; default: those of `settings`.
@@ -80,10 +78,9 @@ def hsfm(
     """
     check_features(train, val)
     _enough(val, settings.hard, "hard", val.is_minority if settings.hard_set == "minority" else slice(None))
-    b, c, d, n = len(seeds), len(train.class_names), train.x.shape[1], len(val)
-    like = torch.empty(0, dtype=train.x.dtype, device=device)
+    device, b, c, d, n = device or torch.device("cpu"), len(seeds), len(train.class_names), train.x.shape[1], len(val)
     weight, bias, alpha, eta = (
-        torch.as_tensor(value, dtype=like.dtype, device=device)
+        torch.as_tensor(value, dtype=train.x.dtype, device=device)
         for value in (weight, bias, settings.alpha if alpha is None else alpha, settings.eta if eta is None else eta)
     )
     if (weight.shape[-2:], bias.shape[-1:]) != ((c, d), (c,)) or not (all_finite(weight) and all_finite(bias)):
@@ -97,7 +94,7 @@ def hsfm(
     edit_state, head_states = Adam(h, eta), (Adam(weight, alpha), Adam(bias, alpha))
     classes, groups = (F.one_hot(of, m).to(h) for of, m in ((val_y, c), (val.group.to(device), val.n_groups)))
     target, chance = F.one_hot(y, c).to(h), int(classes.sum(dim=0).max())
-    clearly = chance + 1.959964 * math.sqrt(chance * (n - chance) / n)  # chance below Wilson's interval
+    clearly = chance + 1.959964 * math.sqrt(chance * (n - chance) / n)  # above: chance lies below Wilson's interval
     accuracies, averages, losses = [], [], []
     best = torch.zeros(b, dtype=torch.long, device=device)
     best_score, kept = torch.full_like(alpha, -math.inf), [part.clone() for part in (weight, bias, h)]

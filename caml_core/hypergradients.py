@@ -20,9 +20,8 @@ and W_T appears once, in the hard set's loss. With the outer gradient M = dF/dW_
 
 gives the derivative through every step, with nothing D wide kept per step.
 
-The functions take a leading dimension B (many seeds, many settings) and loop only over the T steps. The code keeps
-logits, P_t, R_t and B_t transposed, class by class (B, C, S): over so few classes, softmax along the last dimension is
-ten times slower.
+All take a leading dimension B (seeds, settings). Logits, P_t, R_t and B_t are kept class by class, (B, C, S): softmax
+along so short a last dimension is ten times slower.
 """
 
 from __future__ import annotations
@@ -67,8 +66,8 @@ def per_problem(value: float | Tensor, like: Tensor) -> Tensor:
 def outer(problem: Problem, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Hard-set loss (B,) and its gradient in weight, M (B, C, D), and in bias (B, C): one pass over V each way.
 
-    One class is free. Softmax sees only differences of logits, so those to the last class are enough; and residuals sum
-    to zero over the classes, so the last row of M is minus the sum of the others. Two classes: half the work.
+    One class is free: softmax sees only differences of logits, here to the last class, and residuals sum to zero over
+    the classes, so the last row of M is minus the sum of the others.
     """
     x, (b, c, d) = problem.hard, weight.shape
     w = weight[:, :-1] - weight[:, -1:]
@@ -137,10 +136,9 @@ def _pair(left: Tensor, right: Tensor) -> Tensor:
 
 
 def adjoint_in_weights(problem: Problem, *, alpha: float | Tensor, steps: int) -> Answer:
-    """The same reverse sweep with W_t itself in place of the Gram matrix: better for large support sets.
+    """The same reverse sweep with W_t itself in place of the Gram matrix: faster for large support sets.
 
     With X_T = M and X_t = X_{t+1} + B_t' H~ the adjoint of W_t, a step adds B_t W_t - (alpha/S) R_t X_{t+1} to dF/dH.
-    It costs T products S x D x C each way, where the Gram matrix costs one S x S x D and T of S x S x C.
     """
     h = problem.support
     rate = per_problem(alpha, h) / h.shape[1]

@@ -217,13 +217,6 @@ def test_no_head_comes_out_of_one_that_does_not_fit() -> None:
             active_hsfm(tasks, weight, bias, SHORT)
 
 
-def test_refuses_a_batch_of_unequal_runs() -> None:
-    runs = [round_tasks(POOL, SETS, 4, seed=0), round_tasks(POOL, SETS[:2], 4, seed=0)]
-    for wrong in (runs, [runs[0], round_tasks(POOL, SETS, 5, seed=0)]):
-        with pytest.raises((ValueError, RuntimeError)):
-            batch(wrong)
-
-
 def test_refuses_to_return_what_diverged() -> None:
     tasks = round_tasks(POOL.with_x(POOL.x.float()), SETS, 4, seed=0)
     with pytest.raises(CamlError, match="diverged"):
