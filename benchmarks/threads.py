@@ -23,6 +23,9 @@ from typing import NamedTuple
 SPINS = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
+KEPT: list[object] = []
+
+
 class Case(NamedTuple):
     """A network and what it trains on."""
 
@@ -85,7 +88,8 @@ def stepper(case: Case, threads: str) -> Callable[[], None]:
         loss.backward()
         opt.step()
 
-    around.__enter__()  # for the life of the process
+    around.__enter__()
+    KEPT.append(around)  # for the life of the process: one that nobody holds is closed, and gives the threads back
     return step
 
 
