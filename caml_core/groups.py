@@ -154,9 +154,10 @@ def same_names(first: GroupDataset, *others: GroupDataset) -> None:
         CamlError: names that differ, or stand in another order.
     """
     for other in others:
-        for own, theirs in ((first.class_names, other.class_names), (first.attribute_names, other.attribute_names)):
-            if own != theirs and (own is first.class_names or {*own} & {*theirs}):
-                what = f"splits with the names {', '.join(own)} and {', '.join(theirs)}"
+        classes, attributes = (first.class_names, other.class_names), (first.attribute_names, other.attribute_names)
+        for kind, (own, theirs) in {"classes": classes, "attributes": attributes}.items():
+            if own != theirs and (kind == "classes" or {*own} & {*theirs}):
+                what = f"splits with the {kind} {', '.join(own)} and {', '.join(theirs)}"
                 raise CamlError(what, "the same names in the same order in every split", "number them alike")
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from caml_core.errors import CamlError
-from caml_core.groups import GroupDataset
+from caml_core.groups import GroupDataset, same_names
 
 
 def head_logits(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -76,6 +76,4 @@ def check_features(train: GroupDataset, val: GroupDataset) -> None:
         if len(x) == 0 or x.dtype not in (torch.float32, torch.float64) or not all_finite(x):
             what = f"{len(x)} {name} features of {x.dtype}, finite: {all_finite(x)}"
             raise CamlError(what, "some, all finite", "extract and standardise them again (caml_core.features)")
-    if train.class_names != val.class_names:
-        what = " and ".join(", ".join(split.class_names) for split in (train, val))
-        raise CamlError(f"classes {what}", "the same in the same order", "name and number them alike in both splits")
+    same_names(train, val)
