@@ -27,9 +27,10 @@ from torch import Tensor
 from caml_core.device import stream_seed
 from caml_core.errors import CamlError
 from caml_core.groups import GroupDataset
-from caml_core.heads import HEADS
+from caml_core.heads import HEADS, shares
 from caml_core.last_layer import Device, Head, best_of, descend, erm_head, halves, l1_logistic, noted
 from caml_core.linear import check_features
+from caml_core.loader import odds_of
 from caml_core.metrics import Rule
 
 By = Literal["class", "group"]
@@ -216,9 +217,7 @@ ON_FEATURES = {**HEADS, **COMPARATORS}
 
 def _inverse(split: GroupDataset, by: By = "class") -> Tensor:
     """One over the size of each example's class or group, float64 (N,), with sum 1."""
-    column = split.y if by == "class" else split.group
-    weights = 1 / torch.bincount(column)[column].double()
-    return weights / weights.sum()
+    return shares(odds_of(split.y if by == "class" else split.group))
 
 
 def _chosen(head: Head, select: Rule, **how: float) -> Head:

@@ -28,6 +28,7 @@ from caml_core.errors import CamlError
 from caml_core.groups import GroupDataset
 from caml_core.last_layer import Device, Head, balanced_rows, best_of, descend, erm_head, halves, l1_logistic, noted
 from caml_core.linear import check_features
+from caml_core.loader import odds_of
 from caml_core.metrics import Rule
 
 C_GRID = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)
@@ -40,8 +41,7 @@ def balanced_head(
 
     "DFR Tr" of Kirichenko et al. (arXiv 2204.02937) does the same with balanced subsets.
     """
-    weights = _normal(1 / train.group_counts[train.group].double())
-    return descend(train, val, weights.to, epochs=epochs, select=select, device=device)
+    return descend(train, val, shares(odds_of(train.group)).to, epochs=epochs, select=select, device=device)
 
 
 def groupdro_head(
@@ -63,7 +63,7 @@ def groupdro_head(
 
     def weigh(losses: Tensor) -> Tensor:
         mean = torch.zeros_like(q).index_add_(0, group, losses) / counts.clamp_min(1)
-        q.copy_(_normal(q * (rate * mean).exp()))
+        q.copy_(shares(q * (rate * mean).exp()))
         return (q / counts)[group]
 
     return descend(train, val, weigh, epochs=epochs, select=select, device=device)
@@ -90,7 +90,7 @@ def jtt_head(
     wrong = first.logits(train.x).argmax(dim=1) != train.y
     heads = []
     for upweight in upweights:
-        weights = _normal(torch.where(wrong, upweight, 1.0).double())
+        weights = shares(torch.where(wrong, upweight, 1.0).double())
         head = descend(train, val, weights.to, epochs=epochs, select=select, device=device)
         heads.append(noted(head, upweight=upweight, errors=int(wrong.sum())))
     return best_of(heads, val, select)
@@ -133,7 +133,7 @@ def afr(
     p = erm.logits(rest.x).double().softmax(dim=1).gather(1, rest.y[:, None])[:, 0]
     heads = []
     for gamma in gammas:
-        weights = _normal((-gamma * p).exp() / per_class[rest.y])
+        weights = shares((-gamma * p).exp() / per_class[rest.y])
         for pull in pulls:
             head = descend(rest, val, weights.to, start=erm, pull=pull, epochs=epochs, select=select, device=device)
             heads.append(noted(head, gamma=gamma, pull=pull))
@@ -190,5 +190,6 @@ HEADS: dict[str, Callable[..., Head]] = {  # names on the command line
 }
 
 
-def _normal(weights: Tensor) -> Tensor:
+def shares(weights: Tensor) -> Tensor:
+    """Weights scaled to sum 1."""
     return weights / weights.sum()

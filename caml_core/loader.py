@@ -60,7 +60,12 @@ def sample_order(dataset: GroupDataset, generator: torch.Generator | None, balan
     if balance == "class":
         check_classes(dataset, dataset.y, "label some of that class first, or use balance=None")
     label = dataset.y if balance == "class" else dataset.group
-    return torch.multinomial(1 / torch.bincount(label)[label].double(), n, replacement=True, generator=generator)
+    return torch.multinomial(odds_of(label), n, replacement=True, generator=generator)
+
+
+def odds_of(label: Tensor) -> Tensor:
+    """Chance of each row so that the labels present are equally likely, to be scaled: float64 (N,)."""
+    return 1 / torch.bincount(label)[label].double()
 
 
 def random_shift(x: Tensor, generator: torch.Generator, pixels: int = 3) -> Tensor:

@@ -33,7 +33,7 @@ from caml_core.device import autocast, seeded, stream_seed
 from caml_core.errors import CamlError
 from caml_core.features import predict
 from caml_core.groups import GroupDataset
-from caml_core.loader import Augment
+from caml_core.loader import Augment, odds_of
 from caml_core.meta import Batch, Order, add_to_gradient, loss_at, meta_gradient, trainable
 from caml_core.metrics import Rule
 from caml_core.networks import Backbone
@@ -184,11 +184,6 @@ def draws(
     for step in range(steps):
         x, y = batch(final[step])
         yield final[step], x, y, [(batch(before[step]), batch(asked[step])) for before, asked in drawn]
-
-
-def odds_of(label: Tensor) -> Tensor:
-    """Chance of each row so that the labels present are equally likely: float64 (N,)."""
-    return 1 / torch.bincount(label)[label].double()
 
 
 def _dro(losses: Tensor, group: Tensor, weights: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from caml_core.active import run_active
 from caml_core.errors import CamlError
 from caml_core.features import predict
 from caml_core.groups import GroupDataset
+from caml_core.loader import odds_of
 from caml_core.networks import Backbone, backbone
 from caml_core.round import METHODS, Acquisition, Method, Plan, draws, train_round
 from caml_core.store import hash_state
@@ -94,7 +95,7 @@ def test_methods_differ_only_in_the_gradient() -> None:
 def test_rare_labels_are_as_likely_as_common_ones() -> None:
     pool = toy_split(96)
     few = torch.cat([torch.where(pool.y == 0)[0], torch.where(pool.y == 1)[0][:4]])
-    odds = one_round.odds_of(pool.y[few])
+    odds = odds_of(pool.y[few])
     assert float(odds[pool.y[few] == 0].sum()) == pytest.approx(float(odds[pool.y[few] == 1].sum()))
 
 
@@ -119,7 +120,7 @@ def test_jtt_draws_errors_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = dataclasses.replace(SMALL, method="jtt", epochs=4)
     train_round(network(), pool, [rows], toy_split(40, 1), plan)
     assert len(seen) == 1 + 4, "a first training of one epoch"
-    times = seen[-1] / one_round.odds_of(pool.y[rows])
+    times = seen[-1] / odds_of(pool.y[rows])
     assert set(times.tolist()) == {1.0, one_round.JTT_UPWEIGHT}
 
 
