@@ -130,7 +130,8 @@ def hsfm(
             score = -cross_entropies(logits, val_y).gather(1, first_hard).mean(dim=1)
         else:
             score = (by_group.nan_to_num(nan=101.0) if settings.select == "worst_group" else by_class).amin(dim=1)
-        better = (~diverged & (right.sum(dim=1) > clearly) | (epoch == 0)) & (score > best_score)
+        able = ~diverged & (settings.any_epoch | (right.sum(dim=1) > clearly)) | (epoch == 0)
+        better = able & ((score > best_score) | settings.late & (score == best_score))
         best_score, best = torch.where(better, score, best_score), torch.where(better, epoch, best)
         for old, new in zip(kept, (weight, bias, h)):
             old[better] = new[better]

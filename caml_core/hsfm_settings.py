@@ -36,6 +36,8 @@ class Settings:
     # Rule for the epoch: worst-group accuracy (as published), or without any group label worst-class accuracy or the
     # lowest mean loss of the hard set that the ERM head had; all on the validation split.
     select: Select = "worst_group"
+    late: bool = False  # of equally good epochs the last, as the authors choose, in place of the first
+    any_epoch: bool = False  # also one whose average does not clearly beat chance, as the authors choose
     edit_optimizer: Literal["adam", "sgd"] = "adam"  # as published, or eta times the clipped hypergradient
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -77,3 +78,17 @@ def random_shift(x: Tensor, generator: torch.Generator, pixels: int = 3) -> Tens
     cols = (torch.arange(w) + dx).clamp(0, w - 1)  # (B, W)
     batch = torch.arange(b)[:, None, None]
     return x.permute(0, 2, 3, 1)[batch, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+
+
+def crop_and_flip(x: Tensor, generator: torch.Generator) -> Tensor:
+    """A window of the old size in images (B, 3, H, W) with black around them, every second one mirrored on average.
+
+    As CAML's authors: black is an eighth of the shorter side wide (theirs: 32 pixels, of 256 on Dominoes).
+    """
+    black = min(x.shape[2:]) // 8
+    moved = random_shift(F.pad(x, (black,) * 4), generator, black)[..., black:-black, black:-black]
+    mirrored = torch.rand(len(x), generator=generator) < 0.5
+    return torch.where(mirrored[:, None, None, None], moved.flip(3), moved)
+
+
+AUGMENTS: dict[str, Augment | None] = {"none": None, "shift": random_shift, "crop": crop_and_flip}

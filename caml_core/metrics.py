@@ -116,7 +116,7 @@ def select_epoch(history: Sequence[dict[str, Any]], rule: Rule, chance: float) -
 
     Args:
         history: one dict an epoch, with the validation metrics of `group_metrics` under "val".
-        chance: average accuracy of the best constant answer, percent.
+        chance: average accuracy of the best constant answer, percent; below 0, every epoch competes.
     """
     if rule == "last":
         return len(history) - 1, "last epoch"
@@ -124,7 +124,8 @@ def select_epoch(history: Sequence[dict[str, Any]], rule: Rule, chance: float) -
         remedy = "choose by another rule (average, worst_group)"
         raise CamlError(f"no epoch can be chosen by select={rule!r}", "validation examples that it counts", remedy)
     able = [i for i, epoch in enumerate(history) if epoch["val"]["average"]["low"] > chance]
-    words = f"best validation {rule} among epochs whose average clearly beats chance ({chance:.1f}%)"
+    words = f"best validation {rule}"
+    words += f" among epochs whose average clearly beats chance ({chance:.1f}%)" if chance >= 0 else ""
     if not able:
         able, rule = list(range(len(history))), "average"
         words = "best validation average (no epoch clearly beats chance)"

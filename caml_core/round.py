@@ -60,6 +60,8 @@ class Plan:
         optimizer: "adam", whose weight decay is part of the gradient, or "adamw" (the published choice for text).
         alpha, order, inner_steps: of the meta-gradient, see `caml_core.meta.meta_gradient`.
         select: rule for the epoch, on the validation split (`caml_core.metrics.select_epoch`).
+        any_epoch: also one that does not clearly beat chance, as the authors choose.
+        short_batches: the last batch of a pass over a set is what is left, as the authors' (of 100: 32, 32, 32, 4).
     """
 
     method: Method = "caml"
@@ -77,6 +79,8 @@ class Plan:
     order: Order = "first"
     inner_steps: PositiveInt = 1
     select: Rule = "minority"
+    any_epoch: bool = False
+    short_batches: bool = False
 
 
 def train_round(
@@ -153,6 +157,7 @@ def train_round(
     config = {"plan": dataclasses.asdict(plan), "seed": seed, "augment": getattr(augment, "__name__", str(augment))}
     return fit(
         network, opt, run_epoch, val, epochs=plan.epochs, batch_size=plan.batch_size, select=plan.select, device=device,
+        any_epoch=plan.any_epoch,
         config=config | {"sets": [rows.tolist() for rows in sets]}, train=pool,
         extra={"dro": dro} if trail is None else {"dro": dro, "trail": trail},
         checkpoint=checkpoint, progress=progress, on_epoch=on_epoch,
@@ -177,13 +182,21 @@ def draws(
         x = pool.x[rows].to(device)
         return x if augment is None else augment(x, generator).to(device), pool.y[rows].to(device)
 
+    def part(drawn: Tensor, step: int, rows: Tensor) -> Tensor:
+        """What a loader that goes through a set again and again serves in this step."""
+        whole, left = divmod(len(rows), plan.batch_size)
+        short = plan.short_batches and left and step % (whole + 1) == whole
+        return drawn[step][:left] if short else drawn[step]
+
     final = draw(labelled, odds)
     use = range(1, len(sets)) if plan.method in META else ()
     tasks = [(torch.cat(list(sets[:t])), sets[t]) for t in use]  # (D_{t-1}, Q_t)
     drawn = [tuple(draw(rows, odds_of(pool.y[rows])) for rows in task) for task in tasks]
     for step in range(steps):
-        x, y = batch(final[step])
-        yield final[step], x, y, [(batch(before[step]), batch(asked[step])) for before, asked in drawn]
+        rows = part(final, step, labelled)
+        x, y = batch(rows)
+        pairs = [tuple(part(d, step, of) for d, of in zip(both, task)) for both, task in zip(drawn, tasks)]
+        yield rows, x, y, [(batch(before), batch(asked)) for before, asked in pairs]
 
 
 def _dro(losses: Tensor, group: Tensor, weights: Tensor) -> Tensor:

@@ -133,6 +133,7 @@ def fit(
     batch_size: int,
     select: Rule,
     device: torch.device,
+    any_epoch: bool = False,
     config: dict[str, Any] | None = None,
     train: GroupDataset | None = None,
     extra: dict[str, Tensor] | None = None,
@@ -146,6 +147,7 @@ def fit(
         run_epoch: called with the epoch (from 0), trains the network in place, returns at least `loss`.
         batch_size: of a step; a small network with small batches trains on one thread (`caml_core.threads`).
         select: rule for the epoch (`caml_core.metrics.select_epoch`), on the validation split.
+        any_epoch: choose also one that does not clearly beat chance.
         config: JSON-able settings; a checkpoint written under others, or with other data, is refused.
         train: gives the group sizes of the adjusted average.
         extra: tensors changed in place by `run_epoch`, saved and restored with the weights.
@@ -159,7 +161,7 @@ def fit(
     check_selection(val, select)
     if train is not None:
         same_names(train, val)
-    chance = 100 * float(torch.bincount(val.y).max()) / len(val)
+    chance = -1.0 if any_epoch else 100 * float(torch.bincount(val.y).max()) / len(val)
     counts = None if train is None else train.group_counts
     history: list[dict[str, Any]] = []
     best, seconds = copy.deepcopy(network.state_dict()), 0.0

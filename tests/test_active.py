@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import functools
@@ -18,6 +19,7 @@ from conftest import REAL_DATA, killed_at_random, require, toy_split
 from caml_core import round as one_round
 from caml_core.acquisition import ACQUISITIONS, BY_TRAINING
 from caml_core.active import run_active
+from caml_core.device import stream_seed
 from caml_core.errors import CamlError
 from caml_core.features import predict
 from caml_core.groups import GroupDataset
@@ -90,6 +92,65 @@ def test_methods_differ_only_in_the_gradient() -> None:
     for name, change in names.items():
         weights(name, **{"method": "caml", **change})
     assert len({found[name] for name in ("append", "upweight", "caml", "mldg", "exact", "two")}) == 6
+
+
+def theirs(net: torch.nn.Module, pool: GroupDataset, sets: list[torch.Tensor], plan: Plan, seed: int) -> list[Any]:
+    """CAML as a script: a deep copy for every gradient, whose BatchNorm is thrown away. Weights after each epoch."""
+    opt = torch.optim.Adam(net.parameters(), lr=plan.lr, weight_decay=plan.weight_decay)
+    odds, film = odds_of(pool.y[torch.cat(sets)]), []
+
+    def gradient(at: list[torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
+        copied = copy.deepcopy(net)
+        with torch.no_grad():
+            for parameter, value in zip(copied.parameters(), at):
+                parameter.copy_(value)
+        loss = torch.nn.functional.cross_entropy(copied(x), y)
+        return list(torch.autograd.grad(loss, list(copied.parameters())))
+
+    for epoch in range(plan.epochs):
+        net.train()
+        generator = torch.Generator().manual_seed(stream_seed(seed, epoch))
+        for _, x, y, tasks in draws(pool, sets, odds, plan, generator, CPU, None):
+            theta = [parameter.detach().clone() for parameter in net.parameters()]
+            bias = [torch.zeros_like(part) for part in theta]
+            for t, (known, asked) in enumerate(tasks):
+                u = [g + c / max(t, 1) for g, c in zip(gradient(theta, *known), bias)]
+                moved = [part - plan.alpha * step for part, step in zip(theta, u)]
+                bias = [c + g for c, g in zip(bias, gradient(moved, *asked))]
+            opt.zero_grad()
+            torch.nn.functional.cross_entropy(net(x).float(), y).backward()  # in float32 in ours, too
+            for parameter, c in zip(net.parameters(), bias):
+                assert parameter.grad is not None
+                parameter.grad += c / len(tasks)
+            torch.nn.utils.clip_grad_norm_(net.parameters(), plan.clip)
+            opt.step()
+        film.append(copy.deepcopy(net.state_dict()))
+    return film
+
+
+def test_caml_is_its_authors_loop() -> None:
+    """Several epochs in float64, with batches as their loaders serve them, and the first of the best epochs kept."""
+    pool, val = (s.with_x(s.x.double() / 255) for s in (toy_split(96), toy_split(40, 1)))
+    sets = [torch.arange(20), torch.arange(20, 30), torch.arange(30, 41)]
+    changed: dict[str, Any] = {"epochs": 4, "weight_decay": 1e-2, "any_epoch": True, "short_batches": True}
+    plan = dataclasses.replace(SMALL, method="caml", **changed)
+    ours, scripted = (network().double() for _ in range(2))
+    done = train_round(ours, pool, sets, val, plan, seed=5)
+    film = theirs(scripted, pool, sets, plan, 5)
+    scores = [epoch["val"]["minority"]["value"] for epoch in done.history]
+    assert done.best_epoch == 1 + scores.index(max(scores))
+    for name, value in ours.state_dict().items():
+        assert float((value - film[done.best_epoch - 1][name]).abs().max()) < 1e-9, name
+
+
+def test_batches_are_as_short_as_their_loaders_make_them() -> None:
+    pool, sets = toy_split(200), [torch.arange(70), torch.arange(70, 90)]
+    plan = dataclasses.replace(SMALL, method="caml", batch_size=16)
+    short = [(16, 16, 16), (16, 16, 4), (16, 16, 16), (16, 16, 4), (16, 6, 16), (10, 16, 4)]
+    for short_batches, expected in ((True, short), (False, [(16, 16, 16)] * 6)):
+        plan = dataclasses.replace(plan, short_batches=short_batches)
+        steps = draws(pool, sets, odds_of(pool.y[:90]), plan, torch.Generator().manual_seed(0), CPU, None)
+        assert [(len(y), len(known[1]), len(asked[1])) for _, _, y, [(known, asked)] in steps] == expected
 
 
 def test_rare_labels_are_as_likely_as_common_ones() -> None:

@@ -18,7 +18,7 @@ from conftest import own_pictures
 from caml_core.__main__ import main
 from caml_core.errors import CamlError
 from caml_core.runs.commands import parse_run
-from caml_core.runs.identity import METHODS
+from caml_core.runs.identity import METHODS, identity
 from caml_core.runs.records import describe, mean_and_spread, paired_difference, read_records, stored, write_records
 from caml_core.runs.run import run
 from caml_core.runs.settings import KINDS, Data, build, config, words
@@ -54,6 +54,10 @@ def test_the_command_in_a_record_builds_its_settings(method: str) -> None:
     assert parse_run([*words(*built)[1:], "--out", "x.json"])[:2] == built
     assert config(*build(config(*built))) == config(*built)
     assert pickle.loads(pickle.dumps(built)) == built, "workers get the same"
+    if method in ("caml", "hsfm"):
+        theirs = build({"method": method, "dataset": "spuco_mnist", "protocol": "authors", "any_epoch": False})
+        assert parse_run([*words(*theirs)[1:], "--out", "x.json"])[:2] == theirs
+        assert (getattr(theirs[0], "short_batches", True), theirs[0].epochs) == (True, 100 if method == "caml" else 40)  # type: ignore[attr-defined]
     if full := {"erm": 50, "caml": 100, "hsfm": 20}.get(method):
         assert getattr(built[0], "epochs") == full  # noqa: B009
 
@@ -361,6 +365,27 @@ def test_hsfm_on_frozen_features(tmp_path: Path, small_sources: Path) -> None:
     assert main(["run", "hsfm", *FROZEN, "--hard", "5", "--epochs", "1", "--out", str(out)]) == 0
     (plain,) = read_records(out)
     assert (plain["settings"]["alpha"], plain["config"]["support"]) == (1e-4, 16), "published for Dominoes"
+
+
+def test_the_authors_protocol_of_hsfm(tmp_path: Path, small_sources: Path, cache: Path) -> None:
+    """It starts from the network that ERM trains, its last layer and its features as they are, and says so."""
+    erm, authors, one, scaled = (tmp_path / f"{name}.json" for name in ("erm", "authors", "one", "scaled"))
+    assert main(["run", "erm", *FROZEN, "--epochs", "2", "--out", str(erm)]) == 0
+    theirs = ["--protocol", "authors", "--train-backbone", "2", "--hard", "5", "--epochs", "2", "--double"]
+    assert main(["run", "hsfm", *FROZEN, *theirs, "--out", str(authors)]) == 0
+    assert main(["run", "hsfm", *FROZEN, *theirs, "--no-own-head", "--no-late", "--out", str(one)]) == 0
+    assert main(["run", "hsfm", *FROZEN, *theirs, "--no-raw", "--out", str(scaled)]) == 0
+    (network,), (record,), (other,), (standard,) = map(read_records, (erm, authors, one, scaled))
+    for name, value in record["start"].items():
+        assert value == standard["start"][name] == network["metrics"][name]["value"]
+    assert record["selection"]["rule"] == "last best validation worst_group"
+    used = {name: (record["config"][name], other["config"][name]) for name in ("raw", "own_head", "late", "any_epoch")}
+    assert used == {"raw": (True,) * 2, "own_head": (True, False), "late": (True, False), "any_epoch": (True,) * 2}
+    said = other["provenance"]["command"].split()
+    assert {"authors", "--no-own-head", "--no-late"} <= set(said)
+    assert len({identity(run["config"], 0) for run in (record, other)}) == 2
+    alone = {**record["config"], "protocol": "ours"}
+    assert identity(alone, 0) == identity(record["config"], 0), "what it stands for counts, not its name"
 
 
 def test_a_backbone_is_trained_once_for_all_methods(tmp_path: Path, small_sources: Path, cache: Path) -> None:

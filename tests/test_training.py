@@ -154,6 +154,19 @@ def test_augmentations_move_whole_images() -> None:
         assert any(torch.equal(m[:, inner, inner], after[:, inner, inner]) for m in moves)
 
 
+def test_crops_are_windows_of_images_with_black_around_them() -> None:
+    x = toy_split(24).x
+    cropped = loader.crop_and_flip(x, torch.Generator().manual_seed(0))
+    assert (cropped.shape, cropped.dtype) == (x.shape, x.dtype)
+    wide, side, mirrored = torch.nn.functional.pad(x, (2,) * 4), x.shape[-1], 0
+    for image, after in zip(wide, cropped):
+        windows = [image[:, dy : dy + side, dx : dx + side] for dy in range(5) for dx in range(5)]
+        as_is, flipped = ([torch.equal(w, look) for w in windows] for look in (after, after.flip(2)))
+        assert any(as_is + flipped)
+        mirrored += any(flipped)
+    assert 6 <= mirrored <= 18
+
+
 def tiny() -> nn.Module:
     """A small ResNet of a few thousand weights, with dropout so that random streams matter too."""
     with device.seeded(0):

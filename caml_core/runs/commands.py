@@ -46,7 +46,7 @@ def parse_run(argv: Sequence[str]) -> tuple[Any, Any, argparse.Namespace]:
     own = [field.name for field in dataclasses.fields(method) if field.name != "method"]
     for setting in own:
         usual = getattr(method, setting)
-        kind: dict[str, Any] = {"action": "store_true"} if usual is False else {"type": word}
+        kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction} if usual is False else {"type": word}
         kind |= {"nargs": "+"} if isinstance(usual, list | tuple) else {}
         flags.add_argument(flag(setting), dest=setting, default=argparse.SUPPRESS, help=f"default {usual}", **kind)
     place = flags.parse_args(rest)

@@ -24,7 +24,7 @@ METHODS = (
 REVISION = dict.fromkeys((*METHODS, *DATASETS), 1)  # | {"name of a method or a dataset": 2}, once its numbers move
 OWN = ("folder",)  # data of your own can change behind its path: what counts is their content
 PLACE = ("data_dir", "progress")  # options that say where data are, or what is shown
-NAMES = ("profile", "published", "queries_from")  # what they stand for is hashed itself
+NAMES = ("profile", "published", "protocol", "queries_from")  # what they stand for is hashed itself
 
 
 def identity(config: Mapping[str, Any], seed: int, content: str = "", seller: str | None = None) -> str:

@@ -22,7 +22,7 @@ from caml_core.groups import GroupDataset
 from caml_core.hsfm import hsfm
 from caml_core.hsfm_settings import PUBLISHED, scaled
 from caml_core.last_layer import Head, erm_head
-from caml_core.loader import random_shift
+from caml_core.loader import AUGMENTS, random_shift
 from caml_core.metrics import group_metrics
 from caml_core.networks import Backbone, backbone
 from caml_core.runs.identity import REVISION, content_hash
@@ -62,12 +62,14 @@ def run(
     content = content_hash(splits)
     width = splits[0].x.shape[1] if splits[0].x.ndim == 2 else None
     how: dict[str, Any] = {"seed": seed, "device": device}
-    if getattr(method, "augment", "") == "shift" and splits[0].x.ndim == 4:
-        how["augment"] = random_shift
+    if splits[0].x.ndim == 4:
+        how["augment"] = AUGMENTS[getattr(method, "augment", "none")]
 
     def network() -> Backbone:
         pretrained, n_classes = False if method.from_scratch else None, len(splits[0].class_names)
-        return backbone(method.backbone, n_classes, pretrained=pretrained, n_inputs=width, seed=seed)
+        return backbone(
+            method.backbone, n_classes, pretrained=pretrained, upscale=method.upscale, n_inputs=width, seed=seed
+        )
 
     if isinstance(method, Rounds):
         queries = bought(seller, pool(method, data), content) if seller else None
@@ -158,13 +160,22 @@ def _head(method: Frozen, splits: Splits, network: Backbone, seed: int, device: 
     more: Record = {}
     start = time.perf_counter()
     if isinstance(method, Hsfm):
-        erm = erm_head(train, val, seed=seed, device=device)
+        used = raw if method.raw else [train, val, test]
+        if method.double:
+            used = [split.with_x(split.x.double()) for split in used]
+        train, val, test = used
+        if method.own_head:
+            weight, bias = (part.detach().cpu().to(train.x) for part in network.head.parameters())
+            if not method.raw:  # the same function of standardised features
+                std, mean = torch.std_mean(raw[0].x.to(weight), dim=0)
+                weight, bias = weight * std, bias + weight @ mean
+            erm = Head(weight, bias, {})
+        else:
+            erm = erm_head(train, val, seed=seed, device=device)
         start = time.perf_counter()
-        how = fitted(method, train.x)
-        edits = hsfm(train, val, erm.weight, erm.bias, how, seeds=[seed], device=device)
-        rule = f"best validation {how.select} among epochs whose average clearly beats chance"
-        head = Head(edits.weight[0].cpu(), edits.bias[0].cpu(), {"rule": rule, "epoch": int(edits.epoch[0])})
-        more = {"settings": {"alpha": how.alpha, "eta": how.eta}}
+        head, more = _edited(method, train, val, erm, seed, device)
+        first = group_metrics(erm.logits(test.x), test)
+        more["start"] = {name: first[name]["value"] for name in ("worst_group", "average")}
     elif method.method == "dac":
         head = dac(network, splits[0], raw[0], raw[1], seed=seed, device=device, **own)
     else:
@@ -178,6 +189,18 @@ def _head(method: Frozen, splits: Splits, network: Backbone, seed: int, device: 
         "train_seconds": round(time.perf_counter() - start, 2),
         **more,
     }
+
+
+def _edited(
+    method: Hsfm, train: GroupDataset, val: GroupDataset, erm: Head, seed: int, device: torch.device
+) -> tuple[Head, Record]:
+    """HSFM from a head, and the step sizes that it used."""
+    how = fitted(method, train.x)
+    edits = hsfm(train, val, erm.weight, erm.bias, how, seeds=[seed], device=device)
+    rule = f"{'last ' if how.late else ''}best validation {how.select}"
+    rule += "" if how.any_epoch else " among epochs whose average clearly beats chance"
+    head = Head(edits.weight[0].cpu(), edits.bias[0].cpu(), {"rule": rule, "epoch": int(edits.epoch[0])})
+    return head, {"settings": {"alpha": how.alpha, "eta": how.eta}}
 
 
 def fitted(method: Hsfm, features: torch.Tensor) -> Hsfm:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, WrapValidator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, WrapValidator
 
 from caml_core.checked import settings
 from caml_core.comparators import ON_FEATURES
@@ -30,8 +30,13 @@ from caml_core.round import Method as InRounds
 from caml_core.training import Erm
 
 Profile = Literal["quick", "full"]  # regime of the chapters, or the published one
-Augment = Literal["none", "shift"]  # of training images; shift: by up to 3 pixels
+Protocol = Literal["ours", "authors"]  # what a method's authors do otherwise: see `AUTHORS`
+Augment = Literal["none", "shift", "crop"]  # of training images; shift: by up to 3 pixels; `caml_core.loader`
 QUICK = {"start": 600, "query": 50, "epochs": 60, "lr": 1e-3, "weight_decay": 1e-4, "alpha": 0.1}  # of rounds
+AUTHORS: dict[str, dict[str, Any]] = {
+    "hsfm": dict.fromkeys(("raw", "own_head", "late", "any_epoch"), True),
+    "rounds": {"augment": "crop", "upscale": 8.0, "any_epoch": True, "short_batches": True},  # 64 x 32 to 512 x 256
+}
 SPELT = {"steps": "inner_steps"}  # how lists and the command line call a setting of HSFM
 
 
@@ -42,6 +47,7 @@ class Method:
     method: str
     backbone: str = "small_resnet"
     from_scratch: bool = False  # do not load pretrained weights
+    upscale: PositiveFloat | None = None  # enlarge images first; default: as the backbone wants
 
     def __reduce__(self) -> tuple[Any, ...]:
         return method_of, (dataclasses.asdict(self),)  # other processes make the class of a function themselves
@@ -65,6 +71,7 @@ class Rounds(Plan, Method):
     queries_from: str | None = None
     augment: Augment = "shift"
     profile: Profile = "quick"
+    protocol: Protocol = "ours"  # "authors": `AUTHORS` and the full profile; their backbone is resnet18
 
 
 @settings
@@ -82,6 +89,12 @@ class Hsfm(Settings, Frozen):
 
     published: Literal["celeba", "waterbirds", "metashift", "dominoes"] = "dominoes"
     scaled: bool = False  # adapt them to features of another width
+    # "authors": raw features of a network trained on the dataset, under its own last layer, and their choice of the
+    # epoch (`raw`, `own_head`, `late`, `any_epoch`; each can be given alone). "ours": standardised, a new head.
+    protocol: Protocol = "ours"
+    raw: bool = False  # features as the network makes them
+    own_head: bool = False  # theta_0 is the network's own last layer
+    double: bool = False  # features and all that follows in float64
 
 
 def made_from(function: Callable[..., Any], base: type, kinds: Callable[[Any], Any]) -> Any:
@@ -110,7 +123,10 @@ KINDS: dict[str, type[Method]] = {
 def usual(given: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults that depend on the profile or a published name."""
     if given["method"] == "hsfm":
-        return dataclasses.asdict(PUBLISHED.get(given.get("published", "dominoes"), Settings()))
+        theirs = AUTHORS["hsfm"] if given.get("protocol") == "authors" else {}
+        return dataclasses.asdict(PUBLISHED.get(given.get("published", "dominoes"), Settings())) | theirs
+    if given.get("protocol") == "authors" and given["method"] in METHODS:
+        return AUTHORS["rounds"]
     quick = given.get("profile", "quick") == "quick"
     if given["method"] == "erm":
         return {"epochs": 8 if quick else 50}
@@ -194,8 +210,8 @@ def words(method: Method, data: Data) -> list[str]:
     for field in dataclasses.fields(method):
         value = getattr(method, field.name)
         if field.name != "method" and value != base.get(field.name, field.default):
-            each = value if isinstance(value, list | tuple) else [] if value is True else [value]
-            found += [flag(field.name), *map(str, each)]
+            each = value if isinstance(value, list | tuple) else [] if isinstance(value, bool) else [value]
+            found += [flag(f"no_{field.name}" if value is False else field.name), *map(str, each)]
     return found
 
 
