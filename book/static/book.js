@@ -11,6 +11,29 @@ document.addEventListener("DOMContentLoaded", function () {
     document.head.appendChild(explorables);
   }
 
+  // The leaderboard can be sorted and filtered where the library could be fetched; else it is a plain table.
+  var board = document.querySelector(".leaderboard table");
+  if (board) {
+    var tables = document.createElement("script");
+    tables.src = new URL("vendor/simple-datatables.js", bookScript).href;
+    tables.onload = function () {
+      new simpleDatatables.DataTable(board, {
+        perPage: 25,
+        searchAnd: true,
+        perPageSelect: [25, 50, ["all", -1]],
+        labels: {
+          placeholder: "dominoes hsfm",
+          searchTitle: "Filter the rows by words",
+          perPage: "rows a page",
+          noRows: "nothing was found",
+          noResults: "no row has these words",
+          info: "{start} to {end} of {rows} rows",
+        },
+      });
+    };
+    document.head.appendChild(tables);
+  }
+
   // Widgets typeset math through the interface of MathJax 2; the pages have MathJax 3.
   if (window.MathJax && MathJax.startup && !MathJax.Hub) {
     MathJax.Hub = {
