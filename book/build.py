@@ -185,6 +185,10 @@ def build_html(root: Path, notebooks: Sequence[Path], html: Path) -> None:
         for notebook in notebooks:  # readers download the plain one, not that made for its page, and its script
             for file in (notebook, root / "notebooks" / f"{notebook.stem}.py"):
                 shutil.copy(file, stage / "_build" / "html" / "_sources" / "notebooks")
+            content = nbformat.read(notebook, as_version=4)
+            exercises.without_solutions(content)
+            file = stage / "_build" / "html" / "_sources" / "notebooks" / f"{notebook.stem}.exercises.ipynb"
+            execute.save(content, file)
         if html.exists():
             shutil.rmtree(html)
         os.replace(stage / "_build" / "html", html)

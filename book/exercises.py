@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 
 from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell
 
 from caml_core.errors import CamlError
 
@@ -42,6 +43,28 @@ def to_directives(notebook: NotebookNode, chapter: str) -> None:
                 sections[i] = exercises.text(section)
         cell.source = "".join(sections)
     exercises.finish()
+
+
+def without_solutions(notebook: NotebookNode) -> None:
+    """What a class gets: nothing was run, and below each exercise is an empty cell in the place of its solution."""
+    kept: list[NotebookNode] = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            if "solution" in cell.metadata.get("tags", []):
+                continue  # its text, if it has one, stands above
+            cell.outputs, cell.execution_count = [], None
+            kept.append(cell)
+            continue
+        pieces = re.split(r"(?=^\*\*Exercise \d+: )", _PART.sub(_task, cell.source), flags=re.MULTILINE)
+        for piece in pieces:
+            kept.append(new_markdown_cell(piece.rstrip()))
+            if piece.startswith("**Exercise "):
+                kept.append(new_code_cell(""))
+    notebook.cells = [cell for cell in kept if cell.source or cell.cell_type == "code"]
+
+
+def _task(part: re.Match[str]) -> str:
+    return part[0] if part["number"] else ""
 
 
 class _Exercises:

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from sample_book import ROOT
 
-from book import build, pairs, renderer
+from book import build, exercises, pairs, renderer
 
 SOURCES = pairs.sources(ROOT)
 TRACES = ("/work/", "/root/", "/home/", "/tmp/", "/Users/", "C:\\\\")
@@ -71,6 +71,25 @@ def test_notebook_tells_how_it_was_run(source: Path) -> None:
     assert run["profile"] == "quick"
     assert re.match(r"\d{4}-\d\d-\d\d", run["date"])
     assert run["device"].startswith(("cpu (", "NVIDIA", "Tesla"))
+
+
+@chapters
+def test_the_copy_for_a_class_keeps_everything_but_solutions_and_results(source: Path) -> None:
+    whole, copy = committed(source), committed(source)
+    exercises.without_solutions(copy)
+    nbformat.validate(copy)
+    text = "".join(cell.source for cell in copy.cells)
+    assert "Solution" not in text
+    tasks = re.findall(r"^\*\*Exercise \d+: .*", "\n".join(cell.source for cell in whole.cells), re.MULTILINE)
+    assert tasks
+    for task in tasks:
+        place = next(i for i, cell in enumerate(copy.cells) if cell.source.startswith(task))
+        assert (copy.cells[place + 1].cell_type, copy.cells[place + 1].source) == ("code", "")
+    code = [c.source for c in whole.cells if c.cell_type == "code" and "solution" not in c.metadata.get("tags", [])]
+    assert code == [c.source for c in copy.cells if c.cell_type == "code" and c.source]
+    assert not any(c.outputs for c in copy.cells if c.cell_type == "code")
+    assert "Two quick questions" in text
+    assert "## References" in text
 
 
 @chapters

@@ -189,9 +189,11 @@ def test_chapter_can_be_downloaded_edited_opened_and_left(html: Path) -> None:
     assert notebook.cells == nbformat.read(html.parents[1] / "notebooks" / "sample.ipynb", as_version=4).cells
     script = (html / "_sources" / "notebooks" / "sample.py").read_bytes()
     assert script == (html.parents[1] / "notebooks" / "sample.py").read_bytes()
+    assert "# @title Solution" not in (html / "_sources" / "notebooks" / "sample.exercises.ipynb").read_text("utf-8")
     for wanted in (
         "../_sources/notebooks/sample.ipynb",
         "../_sources/notebooks/sample.py",
+        "../_sources/notebooks/sample.exercises.ipynb",
         f"{ADDRESS}/edit/main/notebooks/sample.py",
         f"https://colab.research.google.com/github/{urlsplit(ADDRESS).path[1:]}/blob/main/notebooks/sample.ipynb",
         "../book/index.html",

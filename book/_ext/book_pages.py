@@ -64,7 +64,7 @@ def edit_the_source(buttons: list[dict[str, Any]]) -> None:
 
 
 def offer_the_script(page: str, buttons: list[dict[str, Any]]) -> None:
-    """Beside the download of a chapter's notebook, that of the script it is made from (see ``book/build.py``)."""
+    """Beside the download of a chapter's notebook: the script it is made from, and a copy without solutions."""
     if not page.startswith("notebooks/"):
         return
     for group in buttons:
@@ -72,7 +72,9 @@ def offer_the_script(page: str, buttons: list[dict[str, Any]]) -> None:
             if button.get("label") == "download-source-button":
                 url, tooltip = re.sub(r"\.ipynb$", ".py", button["url"]), "Download the chapter as a Python script"
                 script = {**button, "url": url, "text": ".py", "tooltip": tooltip, "label": "download-script-button"}
-                group["buttons"].insert(place + 1, script)
+                url, tooltip = button["url"].replace(".ipynb", ".exercises.ipynb"), "Download it without solutions"
+                class_copy = {**script, "url": url, "text": "no solutions", "tooltip": tooltip}
+                group["buttons"][place + 1 : place + 1] = [script, class_copy | {"label": "download-exercises-button"}]
                 return
 
 
