@@ -53,7 +53,7 @@ def test_environment_yml_carries_no_second_truth() -> None:
     *conda, pip = environment["dependencies"]
     assert pip["pip"] == ["--constraint constraints.txt", "--editable .[book,test]"]
     assert f"python{PROJECT['requires-python']}" in conda
-    assert set(PROJECT["optional-dependencies"]) == {"book", "dac", "onnx", "peers", "ray", "test"}
+    assert set(PROJECT["optional-dependencies"]) == {"book", "dac", "onnx", "pdf", "peers", "ray", "test"}
     for name in conda[1:]:
         assert not re.search(r"[<>=]", name), f"{name}: versions stand in constraints.txt"
 
