@@ -416,6 +416,127 @@ assert over("dac", "erm-head")["mean"] > 2
 # on the biased images: on most of them its heat map lies on the vehicle, but on a part of them on the digit. Those cut
 # the shortcut out and paste it over the other class, so they teach the opposite. Exercise 4 gives it perfect scissors.
 #
+# ## By the authors' own protocol
+#
+# So far the protocol was ours. The authors take a network that ERM trained *on the dataset*, its features **as they are**, its
+# **own last layer** as $\theta_0$, the **last** of equally good epochs, and no rule about chance. Each of these is a setting
+# (`--protocol authors` is all of them), and a test holds the package to a script of theirs, epoch by epoch. A ResNet-50 is too
+# much for two cores, so the network is EfficientNet-Lite0 from ImageNet weights, trained for three epochs on pictures
+# enlarged to $128 \times 64$. HSFM computes in float64 here. Step sizes and counts are those published, not scaled.
+
+# %%
+theirs = by_run("authors")
+start = [r["start"] for r in theirs["hsfm, authors"]]
+mean = {k: sum(s[k] for s in start) / len(start) for k in start[0]}
+rows = [["ERM, the network itself", "{worst_group:.1f}".format(**mean)]]
+rows[0] += ["{average:.1f}".format(**mean), PUBLISHED["erm-head"], ""]
+ORDER = ["dac", "dfr", "hsfm, authors", "gdro-head", "balanced-head"]
+ORDER += ["self", "evals", "neurontune", "jtt-head", "afr", "leia"]
+ORDER += ["reweight", "crt", "erm-head"]
+for name in ORDER:
+    mine = theirs.get(name, [])
+    cells = [mean_text(mine, k) for k in ("worst_group", "average")]
+    gain = gain_text(mine, theirs.get("hsfm, authors", []), "worst_group")
+    paper = PUBLISHED.get(name.partition(",")[0], "")
+    rows.append([name, *cells, "" if name == "erm-head" else paper, gain])
+header = [
+    "method",
+    "WGA",
+    "average",
+    "paper, WGA / average",
+    "WGA − hsfm, authors",
+]
+Markdown(markdown(header, rows))
+
+# %% tags=["nbval-check-output"]
+Markdown(f"*hsfm, authors*: {describe(theirs['hsfm, authors'])}")
+
+
+# %% tags=["hide-input"]
+def apart(a, b="hsfm, authors"):
+    return paired_difference(theirs[a], theirs[b], "worst_group")
+
+
+paper = HSFM["Dominoes"]
+assert abs(mean["worst_group"] - paper["erm-head"][0][0]) < 4
+for name in ("dfr", "hsfm"):
+    mine = theirs["hsfm, authors" if name == "hsfm" else name]
+    for k, metric in enumerate(("worst_group", "average")):
+        ours_now = mean_and_spread(mine, metric)[0]
+        assert abs(ours_now - paper[name][k][0]) < 3
+assert apart("dfr")["low"] < 0 < apart("dfr")["high"]
+assert apart("dfr")["mean"] < 0
+for name in ("jtt-head", "afr", "leia", "reweight", "crt"):
+    assert apart(name)["high"] < -5
+assert apart("gdro-head")["low"] < 0 < apart("gdro-head")["high"]
+
+# %% [markdown]
+# **The paper's table comes back**, with a network a fifth the size: ERM, DFR and HSFM each land within three points of the
+# published number, in both metrics, and HSFM is a little ahead of DFR, as in the paper. Whether it *is* ahead five seeds
+# cannot say: the interval of the difference holds zero. GroupDRO is level with both, but knows the groups of the training
+# set. What needs no group label in training and does not look at a fair set (JTT, AFR, LEIA, balancing the classes)
+# hardly moves: a network that has been trained on these pictures makes few mistakes on them to learn from.
+#
+# Which of the differences between the protocols matters? One at a time, away from theirs:
+
+# %%
+AWAY = ["standardised", "new head", "first of equals", "epochs above chance"]
+AWAY += ["float32", "scaled"]
+names = [f"hsfm, authors, {change}" for change in AWAY]
+names += ["hsfm, ours", "hsfm, ours, scaled"]
+rows = []
+for name in names:
+    mine = theirs.get(name, [])
+    cells = [mean_text(mine, k) for k in ("worst_group", "average")]
+    gain = gain_text(mine, theirs.get("hsfm, authors", []), "worst_group")
+    epochs = " ".join(str(r["selection"]["epoch"]) for r in mine)
+    rows.append([name, *cells, gain, epochs])
+header = ["run", "WGA", "average", "WGA − hsfm, authors", "chosen epochs"]
+Markdown(markdown(header, rows))
+
+# %% tags=["hide-input"]
+for change in AWAY:
+    assert abs(apart(f"hsfm, authors, {change}")["mean"]) < 1
+small_net = {
+    k.removeprefix("resnet, "): v for k, v in theirs.items() if "resnet" in k
+}
+stuck = [r["selection"]["epoch"] == 0 for r in theirs["hsfm, ours"]]
+assert sum(stuck) == 1
+epochs32 = [r["selection"]["epoch"] for r in theirs["hsfm, authors, float32"]]
+epochs64 = [r["selection"]["epoch"] for r in theirs["hsfm, authors"]]
+assert sum(a == b for a, b in zip(epochs32, epochs64)) < 4
+assert abs(apart("hsfm, authors, float32")["mean"]) < 1
+
+# %% [markdown]
+# **None of them alone**: each leaves the mean within a point. With both of the large ones, standardised features *and* a
+# new head, HSFM gets stuck at the head it starts from on one seed of five, and that one seed makes all of the
+# difference; on the others nothing is lost. So what the first table of this chapter lacked was not the protocol but the network that was
+# trained on the dataset.
+#
+# **Rounding** is a difference of its own. Adam turns a sign that was rounded the other way into a whole step, so float32
+# takes other epochs on most seeds (last column). The mean stays where it was; a single seed moves. Never conclude from one.
+#
+# On the small ResNet above, the published steps in the authors' protocol leave one seed where it was, and *scaled* steps do not:
+
+# %%
+rows = []
+for name, mine in small_net.items():
+    cells = [mean_text(mine, k) for k in ("worst_group", "average")]
+    rows.append([name, *cells, gain_text(mine, resnet["dfr"], "worst_group")])
+header = ["small ResNet", "WGA", "average", "WGA − dfr"]
+Markdown(markdown(header, rows))
+
+# %% tags=["hide-input"]
+best = small_net["hsfm, authors, scaled"]
+level = paired_difference(best, resnet["dfr"], "worst_group")
+assert -3 < level["mean"] < level["high"] < 0
+gain = paired_difference(best, resnet["hsfm, scaled"], "worst_group")
+assert gain["mean"] > 0
+
+# %% [markdown]
+# With raw features, the network's own head and scaled steps HSFM comes within two points of DFR there, on every seed a
+# little behind: most of what it lost to DFR in the section above was our protocol.
+#
 # ## The birds of chapter 10
 #
 # On scenes the shortcut is all around the bird, so that no cut is as clean as between two halves. Frozen
@@ -581,8 +702,10 @@ for place in ("dominoes", "resnet"):
 #
 # ## What we saw
 #
-# - On frozen ImageNet features the paper's ranking holds: ERM far below; DaC, DFR and HSFM within four points of each
-#   other, in this order. These are not the paper's conditions: there the backbone is trained on the biased images.
+# - By the authors' own protocol, on a network trained on Dominoes, the paper's table comes back: ERM, DFR and HSFM within
+#   three points of the published numbers. Whether HSFM is ahead of DFR, five seeds cannot say.
+# - On frozen ImageNet features, too, the ranking holds: ERM far below; DaC, DFR and HSFM within four points of each
+#   other, in this order.
 # - Being level with DFR does not carry over with the paper's settings. On a small network trained on the biased images,
 #   and on five draws of the birds of chapter 10, HSFM gains a lot over the ERM head and stays several points behind DFR.
 #   On the birds, settings chosen on other draws close more than half of the gap.
@@ -595,7 +718,8 @@ for place in ("dominoes", "resnet"):
 #   repairs that we ran on the small ResNet, level with balanced retraining on the birds.
 # - Of six further methods, those that train on errors of a fair validation split come near DFR without a group label in
 #   training; balancing classes alone does nothing where they are balanced.
-# - Not run: DDB, a ResNet-50 trained on Dominoes, and the paper's three other datasets.
+# - float32 and float64 choose other epochs on most seeds. Their means agree; a single seed says little.
+# - Not run: DDB, a ResNet-50, and the paper's three other datasets.
 #
 # ## Two quick questions
 #
