@@ -17,6 +17,9 @@ HELP = """usage: python -m caml_core COMMAND ...
   sweep FILE.toml                             make the runs that a file lists, each once
   tables [NAME]                               stored results, as Markdown
   data list | fetch NAME                      datasets: what is where, under which licence; fetch one
+  audit PATH --model SPEC --out DIR           your own model: what does it lean on?
+  ask PATH --out DIR                          which pictures to look at
+  repair PATH --answers FILE.csv --out DIR    the last layer that does best with your answers
 
 Each has a --help of its own.
 
@@ -34,11 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             print(HELP.format(methods=", ".join(METHODS), datasets=", ".join(DATASETS)))
             return 0
+        from caml_core.own.commands import OWN
         from caml_core.runs.commands import COMMANDS
 
-        if command not in COMMANDS:
-            raise CamlError(f"command {command!r}", "run, sweep, tables or data", "see --help")
-        COMMANDS[command](rest)
+        commands = {**COMMANDS, **OWN}
+        if command not in commands:
+            raise CamlError(f"command {command!r}", "run, sweep, tables, data, audit, ask or repair", "see --help")
+        commands[command](rest)
         return 0
     except CamlError as error:
         what, code = f"{error.what}; expected {error.expected}; {error.remedy}", 2

@@ -464,8 +464,7 @@ Markdown(f"{made} runs; the first: {describe(one[:1])}")
 # - On two-class scenes, with the same settings, no seed gained over *append*, and CAML fell behind up-weighting on every
 #   one, by more than ten points of minority accuracy. Level with up-weighting holds for the digits only.
 # - On sentences the optimiser does not explain the gain over *append*: it is as large when both use the same one.
-# - The authors' protocol and data were not run here (`results/tables/dominoes10_authors.toml` is ready for a GPU; on two
-#   cores, with 800 labels and small pictures, append stays near chance, and there is nothing to compare). A larger network on natural images may
+# - The authors' protocol and data were not run here (`results/tables/dominoes10_authors.toml` is ready for a GPU). A larger network on natural images may
 #   not be able to buy the core feature with more epochs, and that is the case the method was made for.
 #
 # Turn these knobs: `"minority"` to `"average"` or `"worst_group"` in the tables; the limits of *few* and *many*.

@@ -43,7 +43,7 @@ def table_of(folders: Iterable[tuple[Path, int, int, int]]) -> Table:
     return Table(files, *np.array(rows).T)
 
 
-def load(*, path: str | Path, seed: int = 0, size: int = 224, progress: bool = True) -> Splits:
+def load(*, path: str | Path, seed: int = 0, size: int = 224, progress: bool = True, known: bool = True) -> Splits:
     """Your own images, from a csv or from a tree of folders.
 
     A csv has the columns `path` (relative to its folder), `y` and `a`, and if you like `split` (train, val, test, or
@@ -55,6 +55,7 @@ def load(*, path: str | Path, seed: int = 0, size: int = 224, progress: bool = T
     Args:
         path: the csv, or the folder at the top of the tree.
         size: side of the images in pixels, see `caml_core.data.images`.
+        known: False where the attribute may be missing (no column `a`, a tree `y/*.jpg`): then all have "unknown".
 
     Raises:
         CamlError: a column, value or image that is missing or unknown; numbers that are not 0, 1, 2, ...; a group too
@@ -62,12 +63,15 @@ def load(*, path: str | Path, seed: int = 0, size: int = 224, progress: bool = T
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        columns, files = walk(path)
+        columns, files = walk(path, known)
     else:
-        columns = read_csv(path, ("path", "y", "a"))
+        columns = read_csv(path, ("path", "y", "a") if known else ("path", "y"))
         files = find_files(columns, path)
     y, class_names = _named(columns, "y", path)
-    a, attribute_names = _named(columns, "a", path)
+    if "a" in columns:
+        a, attribute_names = _named(columns, "a", path)
+    else:
+        a, attribute_names = np.zeros_like(y), ["unknown"]
     if "split" in columns:
         split = split_codes(columns, path)
     else:

@@ -135,8 +135,9 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def walk(top: Path) -> tuple[Columns, list[Path]]:
-    """Columns y, a (and split) of a tree of folders, and its images; each must lie in a folder of an attribute.
+def walk(top: Path, known: bool = True) -> tuple[Columns, list[Path]]:
+    """Columns y, a (and split) of a tree of folders, and its images; each must lie in a folder of an attribute, but
+    where the attribute need not be `known` and none does.
 
     The folders at the top are splits if two of train, val and test are among them; else they are labels, and a class
     may be called train. What lies deeper than an attribute belongs to it.
@@ -144,7 +145,9 @@ def walk(top: Path) -> tuple[Columns, list[Path]]:
     files = image_files(top)
     parts = [[same(part) for part in file.relative_to(top).parts] for file in files]
     splits = {SPLIT_WORDS[part[0].lower()] for part in parts if len(part) > 1 and part[0].lower() in SPLIT_WORDS}
-    names = ("split", "y", "a") if len(splits) > 1 else ("y", "a")
+    names = ["split", "y", "a"] if len(splits) > 1 else ["y", "a"]
+    if not known and all(len(part) == len(names) for part in parts):
+        names = names[:-1]
     if astray := [file for file, part in zip(files, parts) if len(part) <= len(names)]:
         what = f"{len(astray)} images are in no folder of {'/'.join(names)}, such as {astray[0]}"
         raise CamlError(what, f"folders {'/'.join(names)} with the images in them", "move them, or write a csv")
