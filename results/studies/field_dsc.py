@@ -29,14 +29,14 @@ FILE = Path(__file__).parent.parent / "field_dsc.json"
 SEEDS, TUNING, TRAIN, N = range(5), 100, 20_000, 240
 LAWS = (0.9, 0.5, 0.1)  # share of wards that agree, in the context and in the clinic
 POOLS = ((0.9, 0.9), (0.9, 0.1), (0.1, 0.1))  # in the context; among new patients
-ETAS = (0.1, 0.3, 1.0)
+ETAS = (0.1, 0.3, 1.0, 3.0)
 GRID: dict[str, list[dict[str, float]]] = {
     "entropy only": [{"eta": eta} for eta in (0.03, *ETAS)],
     "not left out": [{"eta": eta} for eta in ETAS],
     "leave one out": [{"eta": eta} for eta in ETAS],
     "leave one out, MAML": [{"eta": eta, "alpha": alpha} for eta in ETAS for alpha in (0.03, 0.1)],
-    "both": [{"eta": eta, "alpha": 0.1, "lam": lam} for eta in ETAS for lam in (1.0, 10.0)],
-    "context alone": [{"C": C} for C in (0.03, 0.1, 0.3, 1.0, 3.0)],
+    "both": [{"eta": eta, "alpha": 0.03, "lam": lam} for eta in ETAS for lam in (1.0, 10.0)],
+    "context alone": [{"C": C} for C in (0.1, 0.3, 1.0, 3.0, 10.0)],
     "asked, learned": [{"eta": eta} for eta in ETAS],
 }
 Setting = dict[str, float]
