@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -69,13 +68,12 @@ def answers(arm: str, streams: Streams, cases: Cases, setting: Setting) -> Tenso
 
 
 def regression(x: Tensor, y: Tensor, query: Tensor, C: float) -> Tensor:
-    """Log-probabilities (M, 2) of a logistic regression on one context."""
+    """Logits (M, 2) of a logistic regression on one context."""
     if len(y.unique()) < 2:  # says nothing else
         return torch.eye(2)[y[:1]].clamp(1 / 9, 8 / 9).log().expand(len(query), -1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fitted = LogisticRegression(C=C).fit(x.numpy(), y.numpy())
-    return torch.from_numpy(fitted.predict_log_proba(query.numpy())).float()
+    fitted = LogisticRegression(C=C, max_iter=1000).fit(x.numpy(), y.numpy())
+    odds = torch.from_numpy(fitted.decision_function(query.numpy())).float()
+    return torch.stack([torch.zeros_like(odds), odds], dim=1)
 
 
 def ask(streams: Streams, cases: Cases, pool: Cases, rule: str) -> Cases:
