@@ -156,15 +156,21 @@ def chosen(records: list[dict[str, Any]], arm: str) -> Setting:
 
 
 def at_hospitals(cases: Cases, x: np.ndarray, ill: np.ndarray, seed: int) -> Cases:
-    """The same diagnoses and wards, of patients x (P, 30): each hospital measures eight findings, some sign turned."""
-    rng = np.random.default_rng(seed)
-    which, sign = rng.random((len(cases.x), 30)).argsort(axis=1)[:, None, :8], rng.choice([-1, 1], (len(cases.x), 1, 8))
+    """The same diagnoses and wards, of patients x (P, 30): each hospital measures eight findings, some sign turned.
 
-    def real(made: Tensor, y: Tensor) -> Tensor:
-        who = np.where(y, rng.choice(np.flatnonzero(ill), y.shape), rng.choice(np.flatnonzero(ill == 0), y.shape))
-        return torch.cat([torch.from_numpy(x[who[..., None], which] * sign).float(), made[..., -1:]], dim=-1)
-
-    return Cases(real(cases.x, cases.y), cases.y, real(cases.query, cases.truth), cases.truth)
+    Nobody is twice in a case.
+    """
+    rng, n, K = np.random.default_rng(seed), len(cases.x), cases.x.shape[1]
+    which, sign = rng.random((n, 30)).argsort(axis=1)[:, None, :8], rng.choice([-1, 1], (n, 1, 8))
+    y = torch.cat([cases.y, cases.truth], dim=1).numpy()
+    who = np.zeros_like(y)
+    for diagnosis in (0, 1):
+        these = np.flatnonzero(ill == diagnosis)
+        order, turn = rng.random((n, len(these))).argsort(axis=1), (y == diagnosis).cumsum(axis=1) - 1
+        who = np.where(y == diagnosis, these[np.take_along_axis(order, turn.clip(min=0), axis=1)], who)
+    real = torch.from_numpy(x[who[..., None], which] * sign).float()
+    context, query = (torch.cat([r, c[..., -1:]], -1) for r, c in zip((real[:, :K], real[:, K:]), cases[::2]))
+    return Cases(context, cases.y, query, cases.truth)
 
 
 def breast(seed: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
