@@ -14,7 +14,7 @@
 # %% [markdown]
 # # Dual-Stream Calibration: learn from the case at hand
 #
-# *In the spirit of* Dual-Stream Calibration (DSC; Zhao et al., 2026), of which only the abstract could be read: train
+# *In the spirit of* Dual-Stream Calibration (Zhao et al., 2026), of which only the abstract could be read: train
 # while testing; one stream minimises entropy, one meta-learns on support sets built at test time. The rest is ours.
 #
 # **Question.** A network judges a patient by eight labelled ones of the same clinic. Where this clinic breaks the
@@ -201,8 +201,8 @@ for K in (0, 2):
 # %% [markdown]
 # ## The experiment
 #
-# Four ways, five steps each. Step sizes, and the weight of the entropy in *both*, are those that did best over the three
-# kinds of clinic with a network and cases of their own; each way had its grid.
+# Four ways, five steps each, without the inner step (`alpha`). Step sizes, and the weight of the entropy in *both*, are
+# those that did best over the three kinds of clinic with a network and cases of their own; each way had its grid.
 
 
 # %%
@@ -284,8 +284,8 @@ figure.update_xaxes(title="step").update_yaxes(title="%", range=[30, 100])
 # Now the context is an **old archive**: its wards agree, as in training, but among the patients of today they are
 # reversed. So ask: of sixteen more patients of today let the doctor diagnose *one*, of whom the frozen network is least
 # sure (chapter [04](04_active_queries.ipynb)). One can *read the label along*, as a ninth patient of the context. One
-# can *learn from it*, as cumulative active meta-learning (CAML, chapter [07](07_caml.ipynb)) does: its loss alone is the
-# outer loss. Or leave one out of *nine*.
+# can *learn from it*: descend its loss given the eight, as cumulative active meta-learning (CAML, chapter
+# [07](07_caml.ipynb)) has the loss of the query outside. Or leave one out of *nine*.
 
 # %%
 drawn = draw_cases(300, seed=2, agree=0.9, new=0.1, queries=32)
