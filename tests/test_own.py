@@ -61,7 +61,7 @@ def test_its_error_is_that_of_the_half_it_was_not_learned_from() -> None:
     found = find_slices(z, y, logits)
     assert found
     assert not any(one.alarm for one in found)
-    assert all(one.low < 0 for one in found if one.way == "errors")
+    assert all(one.low < 0 for one in found if one.way == "mistakes")
 
 
 def test_search_does_not_look_at_the_attribute(splits: tuple[GroupDataset, ...]) -> None:

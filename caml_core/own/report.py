@@ -103,7 +103,7 @@ def _covered(x: Tensor, heat: Tensor) -> np.ndarray:
     """A picture whose cells are as bright as they speak for the class: uint8 (H, W, 3)."""
     scale = heat.clamp_min(0) / heat.abs().max().clamp_min(1e-6)
     h, w = x.shape[1:]
-    light = np.array(Image.fromarray((255 * (0.25 + 0.75 * scale.numpy())).astype(np.uint8)).resize((w, h)))
+    light = np.array(Image.fromarray((255 * (0.4 + 0.6 * scale.numpy())).astype(np.uint8)).resize((w, h)))
     return (x.permute(1, 2, 0).numpy() * (light[..., None] / 255)).astype(np.uint8)
 
 

@@ -3,7 +3,7 @@
 A slice is a rule on features alone, learned on one half of a split and judged on the other, so that its error there is
 an honest number. Two ways to learn the rule, in each class:
 
-- `errors`: what the model answers against the label, with two classes its errors (EIIL's environments,
+- `mistakes`: what the model answers against the label, with two classes its errors (EIIL's environments,
   `caml_core.environments`), is what a logistic regression on the features learns to tell; a slice is where it says so;
 - `mixture`: after Domino (Eyuboglu et al., arXiv 2203.14960), a mixture of Gaussians of features and mistakes together,
   which then assigns by the features alone; each part is a slice.
@@ -85,7 +85,7 @@ def find_slices(z: Tensor, y: Tensor, logits: Tensor, *, seed: int = 0) -> list[
         if min(target[half].sum(), (~target[half]).sum()) < FEWEST:
             continue
         rule = LogisticRegression(C=1e-3, class_weight="balanced", max_iter=500).fit(x[half], target[half])
-        found.append(("errors", label, rows, torch.from_numpy(rule.decision_function(x))))
+        found.append(("mistakes", label, rows, torch.from_numpy(rule.decision_function(x))))
         for share in _mixture(x, half, wrong[rows].numpy(), seed).T:
             found.append(("mixture", label, rows, torch.from_numpy(share - 0.5)))
     judged = []
