@@ -13,7 +13,7 @@ Nothing is downloaded, and no pickle is read.
 from __future__ import annotations
 
 import copy
-import importlib
+import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def load_model(
 
             module = torchvision.models.get_model(name, weights=None, num_classes=n_classes)
         else:
-            module = getattr(importlib.import_module(start), name)()
+            module = pkgutil.resolve_name(spec)()
     except Exception as error:  # each library has its own
         raise CamlError(f"no model {spec!r}: {error}", KINDS, "check the spelling") from error
     if start in ("timm", "torchvision"):

@@ -2,12 +2,13 @@
 
 python results/studies/own_search.py birdscapes madlibs
 
-Features of a frozen network (an EfficientNet-Lite0 that has seen ImageNet; a sentence encoder) and a new head, trained by
-ERM on a training split with a shortcut. The search (`caml_core.own.slices`) looks at labels and features of the
+Features of a frozen network (an EfficientNet-Lite0 that has seen ImageNet; a sentence encoder) and a new head, trained
+by ERM on a training split with a shortcut. The search (`caml_core.own.slices`) looks at labels and features of the
 validation split, never at the attribute; how many of the worst slice are minority is counted afterwards, also for
-k-means on the features. Then a hundred attributes are asked for, and the head is repaired with them (`caml_core.own.repair`);
-beside it stands DFR with every group of the validation split known. With `rho` 0.5 there is no shortcut to find.
-Settings of the search were chosen on seeds from 100 on. Finished records stay; the command goes on where it was stopped.
+k-means on the features. Then a hundred attributes are asked for, and the head is repaired with them
+(`caml_core.own.repair`); beside it stands DFR with every group of the validation split known. With `rho` 0.5 there is
+no shortcut to find. Settings of the search were chosen on seeds from 100 on. Finished records stay; the command goes on
+where it was stopped.
 """
 
 from __future__ import annotations
