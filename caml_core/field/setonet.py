@@ -70,13 +70,15 @@ class Plain(nn.Module):
         return self.net(y)  # type: ignore[no-any-return]
 
 
-def descend(weights: Iterable[Any], losses: Iterator[Tensor], steps: int, lr: float) -> None:
-    """Adam on losses that are computed when their turn comes; the rate falls to 0 along a cosine."""
+def descend(weights: Iterable[Tensor], losses: Iterator[Tensor], steps: int, lr: float) -> None:
+    """Adam on losses that are computed when their turn comes: gradients clipped to 1, a rate that falls to 0."""
+    weights = list(weights)
     opt = torch.optim.Adam(weights, lr)
     plan = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
     for loss in islice(losses, steps):
         opt.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(weights, 1.0)
         opt.step()
         plan.step()
 
@@ -119,8 +121,7 @@ def meta_train(
         own = adapt(model, prefix, known, log_step.exp())
         return (act(model, own, data.sets, data.y[:, :16]) - data.u[:, :16]).square().mean()
 
-    weights = [{"params": model.parameters()}, {"params": [log_step], "lr": 0.02}]
-    descend(weights, map(loss, batches(tasks, seed, 8, [(20, 21), (20, 36)])), steps, lr)
+    descend([*model.parameters(), log_step], map(loss, batches(tasks, seed, 8, [(20, 21), (20, 36)])), steps, lr)
     return model, log_step.exp().detach()
 
 
