@@ -24,9 +24,9 @@ from caml_core.field.setonet import Plain, SetONet, act, adapt, clone, meta_trai
 from caml_core.field.vehicles import Data, Policy, Tasks, batches, draw_tasks, judge, observe
 from caml_core.runs.records import provenance, write_records
 
-SEEDS, SHOTS = range(4), (1, 5, 20)
+SEEDS, SHOTS = range(3), (1, 5, 20)
 PLAN = [(m, 32) for m in (5, 10, 20, 40)]  # observations and demonstrations of a vehicle in cloning
-RIDGES, FAIR = (0.003, 0.03, 0.3, 3.0), (40, 120)
+RIDGES, FAIR = (0.003, 0.03, 0.3, 3.0), (40, 80)
 META = {"rho": 0.05, "": 0.006}  # first inner steps, for 300 outer steps from the clone; MAML: 0.02, 1,500 from scratch
 
 
