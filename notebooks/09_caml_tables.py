@@ -231,13 +231,11 @@ text = by_run("text_optimizers")
 base = text.get("append, adamw", [])
 rows = []
 for name in ("append", "upweight", "mldg", "caml", "append, equal compute"):
-    cells = [
-        mean_text(text.get(f"{name}, {o}", []), "worst_group")
-        for o in ("adam", "adamw")
-    ]
-    gain = gain_text(text.get(f"{name}, adam", []), base, "worst_group")
-    rows.append([name, *cells, gain])
-header = ["method", "WGA, Adam", "WGA, AdamW", "Adam − append by AdamW"]
+    for optimizer in ("adam", "adamw"):
+        mine = text.get(run := f"{name}, {optimizer}", [])
+        gain = gain_text(mine, base, "worst_group")
+        rows.append([run, mean_text(mine, "worst_group"), gain])
+header = ["run", "WGA", "WGA − append, adamw"]
 Markdown(as_table(header, rows))
 
 # %% tags=["nbval-check-output"]

@@ -474,7 +474,7 @@ assert apart("gdro-head")["low"] < 0 < apart("gdro-head")["high"]
 # **The paper's table comes back**, with a network a fifth the size: ERM, DFR and HSFM each land within three points of the
 # published number, in both metrics, and HSFM is a little ahead of DFR, as in the paper. Whether it *is* ahead five seeds
 # cannot say: the interval of the difference holds zero. GroupDRO is level with both, but knows the groups of the training
-# set. What needs no group label in training and does not look at a fair set (JTT, AFR, LEIA, balancing the classes)
+# set. What needs no group label in training and does not look at a fair set (JTT, AFR, LEIA (low-rank error-informed adaptation), balancing the classes)
 # hardly moves: a network that has been trained on these pictures makes few mistakes on them to learn from.
 #
 # Which of the differences between the protocols matters? One at a time, away from theirs:
