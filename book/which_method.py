@@ -34,9 +34,9 @@ def table() -> str:
             mine = runs.get(OWN.get(heads, name) if name == "hsfm" else name) or extra.get(start + name, [])
             text = mean_text(mine, "worst_group")
             if mine:
-                text += f" / {mean_text(mine, 'average')}"
+                text += f" / {mean_text(mine, 'average').partition('\u00a0')[0]}"
             if mine and name != "erm-head":
-                text += f"; {gain_text(mine, runs['erm-head'], 'worst_group').rpartition(', n')[0]}"
+                text += f"<br>{gain_text(mine, runs['erm-head'], 'worst_group').rpartition(', n')[0]}"
             cells.append(text)
         rows.append([known, do, *cells])
     return markdown(["what you know", "what to do", *WORLDS], rows)

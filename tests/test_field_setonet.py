@@ -16,7 +16,7 @@ from torch import Tensor
 
 from caml_core.errors import CamlError
 from caml_core.field.setonet import Plain, SetONet, act, adapt, clone, meta_train, refit_b, refit_head
-from caml_core.field.vehicles import Data, batches, draw_tasks, judge, observe
+from caml_core.field.vehicles import Drives, batches, draw_tasks, judge, observe
 
 
 @pytest.fixture
@@ -25,9 +25,9 @@ def operator() -> SetONet:
     return SetONet(width=8, p=3).double()
 
 
-def seen(n: int = 6, m: int = 7, k: int = 5, seed: int = 0) -> Data:
+def seen(n: int = 6, m: int = 7, k: int = 5, seed: int = 0) -> Drives:
     tasks, *rest = observe(draw_tasks(n, seed), m, k, seed + 1)
-    return Data(tasks, *(value.double() for value in rest))
+    return Drives(tasks, *(value.double() for value in rest))
 
 
 def test_the_expert_solves_the_riccati_equation() -> None:
@@ -84,7 +84,7 @@ def test_the_gradient_goes_through_the_inner_steps(operator: SetONet) -> None:
         model = copy.deepcopy(operator)
         del model.rho_last.bias
         model.rho_last.register_parameter("bias", None)
-        model.rho_last.forward = lambda h: h @ model.rho_last.weight.T + bias  # type: ignore[method-assign]
+        model.rho_last.forward = lambda h: h @ model.rho_last.weight.T + bias  # type: ignore[method-assign, assignment]
         return (act(model, adapt(model, "rho", data, 0.1), data.sets, data.y) - data.u).square().mean()
 
     assert torch.autograd.gradcheck(outer, operator.rho_last.bias.detach().clone().requires_grad_())
@@ -105,7 +105,7 @@ def test_the_head_is_refitted_by_ridge_regression_on_products(operator: SetONet)
     data, new = seen(), seen(seed=5)
     made = refit_head(operator, data, 0.5)
 
-    def products(data: Data, d: int) -> np.ndarray:
+    def products(data: Drives, d: int) -> np.ndarray:
         code = torch.cat([operator.code(data.sets), torch.ones(6, 1)], dim=1)
         x = [torch.outer(t[d], c).flatten() for c, ts in zip(code, operator.basis(data.y)) for t in ts]
         return torch.stack(x).detach().numpy()

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from caml_core.field.vehicles import COLUMNS, Data, Tasks, batches, some
+from caml_core.field.vehicles import COLUMNS, Drives, Tasks, batches, some
 
 
 def mlp(*sizes: int) -> nn.Sequential:
@@ -83,7 +83,7 @@ def descend(weights: Iterable[Tensor], losses: Iterator[Tensor], steps: int, lr:
         plan.step()
 
 
-def clone(model: Any, stream: Iterable[Data], steps: int, lr: float) -> Any:
+def clone(model: Any, stream: Iterable[Drives], steps: int, lr: float) -> Any:
     """Behavioural cloning of the expert: a copy of the model, all of whose weights were trained."""
     model = copy.deepcopy(model)
     losses = ((model(data.sets, data.y) - data.u).square().mean() for data in stream)
@@ -96,7 +96,7 @@ def act(model: nn.Module, own: dict[str, Tensor], sets: Tensor, y: Tensor) -> Te
     return vmap(lambda w, s, y: functional_call(model, w, (s[None], y[None]))[0])(own, sets, y)  # type: ignore[no-any-return]
 
 
-def adapt(model: nn.Module, prefix: str, data: Data, step: float | Tensor, steps: int = 3) -> dict[str, Tensor]:
+def adapt(model: nn.Module, prefix: str, data: Drives, step: float | Tensor, steps: int = 3) -> dict[str, Tensor]:
     """Gradient steps on each task's demonstrations, of the weights whose names begin with `prefix`: (N, ...) each."""
     n = len(some(data.y, 4))
     own = {name: w.expand(n, *w.shape) for name, w in model.named_parameters() if name.startswith(prefix)}
@@ -116,7 +116,7 @@ def meta_train(
     """
     model, log_step = copy.deepcopy(model), torch.tensor(step).log().requires_grad_()
 
-    def loss(data: Data) -> Tensor:
+    def loss(data: Drives) -> Tensor:
         known = data._replace(y=data.y[:, 16:], u=data.u[:, 16:])
         own = adapt(model, prefix, known, log_step.exp())
         return (act(model, own, data.sets, data.y[:, :16]) - data.u[:, :16]).square().mean()
@@ -126,7 +126,7 @@ def meta_train(
 
 
 @torch.no_grad()
-def refit_b(model: SetONet, data: Data, ridge: float) -> Tensor:
+def refit_b(model: SetONet, data: Drives, ridge: float) -> Tensor:
     """b (N, 2, p) of each task: ridge regression on its demonstrations, pulled to what the branch says."""
     t = model.basis(some(data.y, 4)).transpose(1, 2)
     miss = (data.u - model(data.sets, data.y)).mT[..., None]
@@ -135,7 +135,7 @@ def refit_b(model: SetONet, data: Data, ridge: float) -> Tensor:
 
 
 @torch.no_grad()
-def refit_head(model: SetONet, data: Data, ridge: float) -> SetONet:
+def refit_head(model: SetONet, data: Drives, ridge: float) -> SetONet:
     """DFR for an operator: a copy whose last layer of rho is new, one for all tasks; ridge, pulled to the old layer."""
     made, code, t = copy.deepcopy(model), F.pad(model.code(data.sets), (0, 1), value=1.0), model.basis(some(data.y, 4))
     moves = []

@@ -36,7 +36,7 @@ class Tasks(NamedTuple):
         return (self.q[:, None] * y[..., :2] ** 2 + 0.1 * y[..., 2:] ** 2 + u**2).sum(dim=-1)
 
 
-class Data(NamedTuple):
+class Drives(NamedTuple):
     tasks: Tasks
     sets: Tensor  # (N, m, COLUMNS) observations; no expert needed
     y: Tensor  # (N, k, 4) demonstrations: states,
@@ -51,17 +51,17 @@ def draw_tasks(n: int, seed: int, rho: float = 0.5, scale: float = 1.0) -> Tasks
     return Tasks(mass, 0.5 * u[1], 0.3 * 10 ** u[2:].T, 2 * heavy + torch.where(usual, heavy, 1 - heavy))
 
 
-def observe(tasks: Tasks, m: int, k: int, seed: int) -> Data:
+def observe(tasks: Tasks, m: int, k: int, seed: int) -> Drives:
     """m observations of each vehicle (random states and forces, accelerations with noise) and k demonstrations."""
     n, (mass, drag) = len(tasks.mass), (value[:, None, None] for value in tasks[:2])
     with seeded(seed):
         asked, y, u, noise = (torch.randn(n, *size) for size in ((k, 4), (m, 4), (m, 2), (m, 2)))
     paint = (2.0 * (tasks.group % 2) - 1)[:, None, None].expand(n, m, 1)
     pull, cost = (1.5 * u - drag * y[..., 2:]) / mass + noise, tasks.cost(y, 1.5 * u)[..., None] / 5
-    return Data(tasks, torch.cat([y, 1.5 * u, pull, cost, paint], dim=-1), asked, tasks.force(asked))
+    return Drives(tasks, torch.cat([y, 1.5 * u, pull, cost, paint], dim=-1), asked, tasks.force(asked))
 
 
-def batches(tasks: Tasks, seed: int, size: int, plan: Sequence[tuple[int, int]]) -> Iterator[Data]:
+def batches(tasks: Tasks, seed: int, size: int, plan: Sequence[tuple[int, int]]) -> Iterator[Drives]:
     """For ever: random tasks, observed anew; `plan`: pairs (m, k), in turn."""
     rows, step = torch.Generator().manual_seed(seed), 0
     while True:
@@ -94,7 +94,7 @@ def drive(tasks: Tasks, policy: Policy, seed: int, dt: float = 0.15) -> tuple[Te
 
 
 @torch.no_grad()
-def judge(data: Data, policy: Policy, seed: int) -> dict[str, Tensor]:
+def judge(data: Drives, policy: Policy, seed: int) -> dict[str, Tensor]:
     """By task (N,), in percent, at most 900: `error`, relative L2 of the forces, and `extra` cost over the expert's."""
     error = (policy(data.y) - data.u).norm(dim=(1, 2)) / data.u.norm(dim=(1, 2))
     extra = drive(data.tasks, policy, seed)[0] / drive(data.tasks, data.tasks.force, seed)[0] - 1

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from caml_core.device import pick_device, seeded
 from caml_core.field.setonet import Plain, SetONet, act, adapt, clone, meta_train, refit_b, refit_head
-from caml_core.field.vehicles import Data, Policy, Tasks, batches, draw_tasks, judge, observe
+from caml_core.field.vehicles import Drives, Policy, Tasks, batches, draw_tasks, judge, observe
 from caml_core.runs.records import provenance, write_records
 
 SEEDS, SHOTS = range(3), (1, 5, 20)
@@ -36,7 +36,7 @@ def start(make: Callable[[], Any], tasks: Tasks, seed: int, steps: int = 600) ->
     return clone(model, batches(tasks, seed, 32, PLAN), steps, 2e-3)
 
 
-def by_task(model: nn.Module, prefix: str, data: Data, known: Data, step: float | Tensor) -> Policy:
+def by_task(model: nn.Module, prefix: str, data: Drives, known: Drives, step: float | Tensor) -> Policy:
     own = {name: w.detach() for name, w in adapt(model, prefix, known, step).items()}
     return lambda y: act(model, own, data.sets, y)
 
@@ -45,7 +45,7 @@ def with_b(model: SetONet, b: Tensor) -> Policy:
     return lambda y: torch.einsum("Nndp,Ndp->Nnd", model.basis(y), b) + model.bias
 
 
-def linear(known: Data) -> Policy:
+def linear(known: Drives) -> Policy:
     """Least squares by whom knows that the expert is linear: no training, no set."""
     gain = torch.linalg.lstsq(known.y, known.u, driver="gelsd").solution
     return lambda y: y @ gain
@@ -55,7 +55,7 @@ def worst(values: Tensor, group: Tensor) -> float:
     return max(values[group == g].mean().item() for g in group.unique())
 
 
-def choose(options: Iterable[Any], policy: Callable[[Any], Policy], data: Data) -> Any:
+def choose(options: Iterable[Any], policy: Callable[[Any], Policy], data: Drives) -> Any:
     """The option with the smallest error of the worst group, among vehicles kept for choices."""
 
     def error(option: Any) -> float:
@@ -75,13 +75,13 @@ class Study:
         self.records: list[dict[str, Any]] = []
         self.test, self.val = draw_tasks(120, 1000 + seed), draw_tasks(80, 2000 + seed)
 
-    def see(self, tasks: Tasks, k: int, m: int = 20) -> tuple[Data, Data]:
+    def see(self, tasks: Tasks, k: int, m: int = 20) -> tuple[Drives, Drives]:
         """Vehicles with 50 states to be judged by, and the same with k demonstrations."""
         data = observe(tasks, m, 50 + max(SHOTS), 10 + self.seed)
         judged = data._replace(y=data.y[:, :50], u=data.u[:, :50])
         return judged, data._replace(y=data.y[:, 50 : 50 + k], u=data.u[:, 50 : 50 + k])
 
-    def note(self, method: str, policy: Policy, data: Data, **config: Any) -> None:
+    def note(self, method: str, policy: Policy, data: Drives, **config: Any) -> None:
         found, group = judge(data, policy, self.seed), data.tasks.group
         with torch.no_grad():
             metrics = {key: float(v.mean()) for key, v in found.items()}
@@ -97,7 +97,9 @@ class Study:
             "provenance": provenance(torch.device("cpu"), seconds, "python results/studies/field_setonet.py"),
         })  # fmt: skip
 
-    def shots(self, world: str, method: str, fit: Callable[[Data, Data, Any], Policy], options: Iterable[Any]) -> None:
+    def shots(
+        self, world: str, method: str, fit: Callable[[Drives, Drives, Any], Policy], options: Iterable[Any]
+    ) -> None:
         """`fit` on k demonstrations of each vehicle; its option chosen for each k."""
         for k in SHOTS:
             judged, known = self.see(self.val, k)
@@ -124,7 +126,7 @@ class Study:
         if world == "shortcut":
             self.fair(operator)
 
-        def b(data: Data, known: Data, ridge: float) -> Policy:
+        def b(data: Drives, known: Drives, ridge: float) -> Policy:
             return with_b(operator, refit_b(operator, known, ridge))
 
         self.shots(world, "refit b", b, RIDGES)
