@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from caml_core.runs.records import mean_and_spread
 from caml_core.runs.tables import by_run, gain_text, markdown, mean_text
 
 WORLDS = {  # title: (list of the heads, list of the comparators, what its names begin with there)
@@ -34,7 +35,7 @@ def table() -> str:
             mine = runs.get(OWN.get(heads, name) if name == "hsfm" else name) or extra.get(start + name, [])
             text = mean_text(mine, "worst_group")
             if mine:
-                text += f" / {mean_text(mine, 'average').partition('\u00a0')[0]}"
+                text += f" / {mean_and_spread(mine, 'average')[0]:.1f}"
             if mine and name != "erm-head":
                 text += f"<br>{gain_text(mine, runs['erm-head'], 'worst_group').rpartition(', n')[0]}"
             cells.append(text)
