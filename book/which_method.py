@@ -32,7 +32,8 @@ def table() -> str:
         cells = []
         for heads, more, start in WORLDS.values():
             runs, extra = by_run(heads), by_run(more) if more else {}
-            mine = runs.get(OWN.get(heads, name) if name == "hsfm" else name) or extra.get(start + name, [])
+            own = OWN.get(heads, name) if name == "hsfm" else name
+            mine = runs.get(own) or runs.get(f"trained, {own}") or extra.get(start + name, [])
             text = mean_text(mine, "worst_group")
             if mine:
                 text += f" / {mean_and_spread(mine, 'average')[0]:.1f}"
