@@ -34,6 +34,15 @@ document.addEventListener("DOMContentLoaded", function () {
     document.head.appendChild(tables);
   }
 
+  // A table that scrolls can be reached by the keyboard.
+  function reach() {
+    document.querySelectorAll(".pst-scrollable-table-container").forEach(function (box) {
+      box.tabIndex = box.scrollWidth > box.clientWidth ? 0 : -1;
+    });
+  }
+  reach();
+  window.addEventListener("resize", reach);
+
   // Widgets typeset math through the interface of MathJax 2; the pages have MathJax 3.
   if (window.MathJax && MathJax.startup && !MathJax.Hub) {
     MathJax.Hub = {
