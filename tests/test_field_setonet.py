@@ -84,7 +84,7 @@ def test_the_gradient_goes_through_the_inner_steps(operator: SetONet) -> None:
         model = copy.deepcopy(operator)
         del model.rho_last.bias
         model.rho_last.register_parameter("bias", None)
-        model.rho_last.forward = lambda h: h @ model.rho_last.weight.T + bias  # type: ignore[method-assign]
+        model.rho_last.forward = lambda h: h @ model.rho_last.weight.T + bias  # type: ignore[method-assign, assignment]
         return (act(model, adapt(model, "rho", data, 0.1), data.sets, data.y) - data.u).square().mean()
 
     assert torch.autograd.gradcheck(outer, operator.rho_last.bias.detach().clone().requires_grad_())
