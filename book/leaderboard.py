@@ -143,7 +143,5 @@ def table() -> str:
 
 
 def origin(records: Sequence[Record]) -> list[str]:
-    if not records:
-        return []
     where = [one["provenance"] for one in records]
     return sorted({f"{one['device']}, {one['date'][:10]}, commit {one['commit']}" for one in where})

@@ -1,7 +1,7 @@
 """Ask: which pictures somebody should look at, and their answers, kept in a csv that a spreadsheet opens.
 
 What is asked is the attribute: what is it in the picture that the model may be looking at? A folder of pictures and
-`labels.csv` (picture, row, y, a) are all that is needed; `caml_core.own.widget` fills the same file in a notebook.
+`labels.csv` (picture, row, y, a) are all that is needed.
 """
 
 from __future__ import annotations
@@ -69,8 +69,9 @@ def write_folder(folder: Path, split: GroupDataset, rows: Tensor) -> Path:
     """
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     file = folder / "labels.csv"
-    lines = _lines(file) if file.exists() else []
-    known = {int(line[1]) for line in lines}
+    columns = read_csv(file, HEADER[:3]) if file.exists() else {name: [] for name in HEADER}
+    lines = [list(line) for line in zip(*(columns[name] for name in HEADER))]
+    known = set(map(int, columns["row"]))
     for row in rows.tolist():
         if row not in known:
             name = f"pictures/{row:06}.jpg"
@@ -87,11 +88,6 @@ def save(file: Path, lines: Sequence[Sequence[str]]) -> None:
     write_text(file, text.getvalue())
 
 
-def _lines(file: Path) -> list[list[str]]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        return [line for line in csv.reader(lines) if line][1:]
-
-
 def read_answers(file: Path, split: GroupDataset) -> GroupDataset:
     """The examples whose attribute was answered, with it; lines without an answer do not count.
 
@@ -101,21 +97,21 @@ def read_answers(file: Path, split: GroupDataset) -> GroupDataset:
     Raises:
         CamlError: no answer, a row that the split does not have or with another label, one attribute only.
     """
-    answered = [line for line in _lines(file) if len(line) == len(HEADER) and line[3].strip()] if file.exists() else []
+    columns = read_csv(file, HEADER[:3]) if file.exists() else {}
+    answered = [i for i, answer in enumerate(columns.get("a", [])) if answer]
     if not answered:
         raise CamlError(f"{file} has no answer in its column `a`", "words for what you see", "fill in some, then go on")
-    columns = read_csv(file, HEADER[:3])
-    known = {name: k for k, name in enumerate(split.class_names)}
-    codes(columns, "y", known, file)
-    rows, y = [int(line[1]) for line in answered], [known[line[2].strip()] for line in answered]
+    labels = codes(columns, "y", {name: k for k, name in enumerate(split.class_names)}, file)
+    rows, y = [int(columns["row"][i]) for i in answered], [int(labels[i]) for i in answered]
     if not all(0 <= row < len(split) and int(split.y[row]) == label for row, label in zip(rows, y)):
         remedy = "use the csv with the data and the seed that it was written for"
         raise CamlError(f"{file} was not written for these pictures", "their rows and labels", remedy)
-    words = sorted({line[3].strip().casefold() for line in answered})
+    answers = [columns["a"][i].casefold() for i in answered]
+    words = sorted(set(answers))
     if len(words) < 2:
         what = f"{file}: every answer is {words[0]!r}"
         raise CamlError(what, "two or more, such as land and water", "answer more pictures, or look for something else")
-    a = [words.index(line[3].strip().casefold()) for line in answered]
+    a = [words.index(answer) for answer in answers]
     return GroupDataset(
         split.x[rows], y, a, class_names=split.class_names, attribute_names=words, index=rows,
         majority=torch.zeros(len(split.class_names), len(words)), source=split.source,

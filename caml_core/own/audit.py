@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caml_core.data.folder import load
 from caml_core.errors import CamlError
 from caml_core.features import extract_features, standardise
 from caml_core.groups import GroupDataset, Splits
 from caml_core.last_layer import Head, erm_head
-from caml_core.metrics import group_metrics, wilson
+from caml_core.metrics import group_metrics
 from caml_core.networks import Backbone, backbone
 from caml_core.own.slices import ALARM, Slice, find_slices
-from caml_core.runs.records import Record, provenance, write_records
+from caml_core.runs.records import Record, provenance
+from caml_core.runs.run import head_of
 
 FEWEST = 40  # pictures to look for slices in
 
@@ -28,13 +25,12 @@ class Audited(NamedTuple):
     """What an audit looked at and found; features are standardised on the training split, and so is the head."""
 
     pictures: Splits
-    features: Splits
+    features: tuple[GroupDataset, GroupDataset]  # training, validation
     network: Backbone | None  # None: the data were features
     head: Head
     logits: Tensor  # float (N, C), of the validation split
     slices: list[Slice]
-    mean: Tensor  # float (D,), of the features as the network makes them
-    std: Tensor
+    raw: Tensor  # float (N, D), training features as the network makes them
 
     @property
     def alarms(self) -> list[Slice]:
@@ -56,7 +52,7 @@ def audit(splits: Splits, network: Backbone | None = None, *, own_head: bool = T
     Raises:
         CamlError: a head of other classes, too few pictures, and what `find_slices` refuses.
     """
-    _, val, _ = splits
+    train, val, _ = splits
     if len(val) < FEWEST:
         what = f"{len(val)} validation pictures"
         raise CamlError(
@@ -64,23 +60,20 @@ def audit(splits: Splits, network: Backbone | None = None, *, own_head: bool = T
         )
     if network is None and val.x.ndim == 4:
         network, own_head = backbone("efficientnet_lite0", len(val.class_names), seed=seed), False
-    raw = splits
     if network is not None:
         if network.head.out_features != len(val.class_names):
             what = f"a model of {network.head.out_features} classes for {', '.join(val.class_names)}"
             raise CamlError(what, f"{len(val.class_names)} outputs, in this order", "check the model, or the labels")
-        raw_train, raw_val, raw_test = (extract_features(network, split, torch.device("cpu")) for split in splits)
-        raw = (raw_train, raw_val, raw_test)
-    std, mean = torch.std_mean(raw[0].x, dim=0)
-    train, val, test = standardise(*raw)
+        train, val = (extract_features(network, split, torch.device("cpu")) for split in (train, val))
+    raw = train.x
+    train, val = standardise(train, val)
     if network is not None and own_head:
-        weight, bias = (part.detach().to(train.x) for part in network.head.parameters())
-        head = Head(weight * std, bias + weight @ mean, {})
+        head = head_of(network, raw, standardised=True)
     else:
         head = erm_head(train, val, seed=seed)
     logits = head.logits(val.x)
     slices = find_slices(val.x, val.y, logits, seed=seed)
-    return Audited(splits, (train, val, test), network, head, logits, slices, mean, std)
+    return Audited(splits, (train, val), network, head, logits, slices, raw)
 
 
 def verdict(found: Audited) -> str:
@@ -99,9 +92,6 @@ def verdict(found: Audited) -> str:
 def record_of(found: Audited, command: str, seconds: float) -> Record:
     """What was found, as JSON with its provenance."""
     val = found.pictures[1]
-    wrong = int((found.logits.argmax(dim=1) != val.y).sum())
-    low, high = wilson(len(val) - wrong, len(val))
-    average = {"value": 100 * (1 - wrong / len(val)), "low": low, "high": high}
     metrics: dict[str, Any] = group_metrics(found.logits, val, found.pictures[0].group_counts)
     slices = [
         {"way": one.way, "class": val.class_names[one.label], "n": one.n, "error": one.error, "rest": one.rest,
@@ -112,7 +102,7 @@ def record_of(found: Audited, command: str, seconds: float) -> Record:
         "method": "audit",
         "dataset": val.source or "features",
         "seed": 0,
-        "metrics": metrics if found.knows_groups else {"average": average},
+        "metrics": metrics if found.knows_groups else {"average": metrics["average"]},
         "slices": slices,
         "verdict": verdict(found),
         "config": {"classes": list(val.class_names), "counts": [len(split) for split in found.pictures]},
@@ -141,22 +131,3 @@ def occlusion(network: Backbone, x: Tensor, label: int, cells: int = 7) -> Tenso
 def neighbours(split: GroupDataset, z: Tensor, n: int = 4) -> Tensor:
     """Rows of a split of features that lie nearest to z (D,), by cosine: int64 (n,)."""
     return F.cosine_similarity(split.x, z[None]).topk(n).indices
-
-
-def audit_path(
-    path: Path, make: Callable[[GroupDataset], Backbone] | None, out: Path, *, size: int, seed: int, command: str
-) -> Audited:
-    """Load a folder or a csv, audit, and write `report.html` and `record.json`.
-
-    Args:
-        make: the model, from the training split (its pictures and the number of its classes).
-    """
-    from caml_core.own.report import page
-
-    start = time.perf_counter()
-    splits = load(path=path, seed=seed, size=size, known=False)
-    found = audit(splits, make and make(splits[0]), seed=seed)
-    record = record_of(found, command, time.perf_counter() - start)
-    write_records(out / "record.json", [record])
-    page(found, record, out / "report.html")
-    return found

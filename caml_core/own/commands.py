@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from caml_core.runs.commands import Flags
 
@@ -34,25 +34,36 @@ def go_own(command: str, argv: Sequence[str]) -> None:
     if command == "repair":
         flags.add_argument("--answers", type=Path, required=True, metavar="labels.csv")
     given = flags.parse_args(argv)
-    from caml_core.own import ask, audit, models
+    from caml_core.dac import put_head
+    from caml_core.data.folder import load
+    from caml_core.own import ask, audit, models, report
     from caml_core.own import repair as mend
+    from caml_core.runs.records import write_records
+    from caml_core.store import save_checkpoint
 
-    def make(train: Any) -> Any:
-        return models.load_model(given.model, len(train.class_names), train.x[:4], weights=given.weights)
-
-    said = f"python -m caml_core {command} {' '.join(argv)}"
-    how = {"size": given.size, "seed": given.seed, "command": said}
-    found = audit.audit_path(given.path, make if given.model else None, given.out, **how)
+    start, network = time.perf_counter(), None
+    train, val, test = load(path=given.path, seed=given.seed, size=given.size, known=False)
+    if given.model:
+        network = models.load_model(given.model, len(train.class_names), train.x[:4], weights=given.weights)
+    found = audit.audit((train, val, test), network, seed=given.seed)
     print(audit.verdict(found))
+    if command == "audit":
+        said = f"python -m caml_core {command} {' '.join(argv)}"
+        record = audit.record_of(found, said, time.perf_counter() - start)
+        write_records(given.out / "record.json", [record])
+        report.page(found, record, given.out / "report.html")
     if command == "ask":
-        rows = ask.queue(found.pictures[1].y, found.logits, found.slices, given.n, seed=given.seed)
-        print(f"fill in the column `a` of {ask.write_folder(given.out, found.pictures[1], rows)}, then run repair")
+        rows = ask.queue(val.y, found.logits, found.slices, given.n, seed=given.seed)
+        print(f"fill in the column `a` of {ask.write_folder(given.out, val, rows)}, then run repair")
     if command == "repair":
-        train, val, _ = found.features
-        known = ask.read_answers(given.answers, val)
-        done = mend.repair(train, known, found.head, val, seed=given.seed)
-        mend.save_head(given.out / "head.safetensors", mend.unscaled(done.head, found.mean, found.std))
-        print(mend.told(done, given.out / "head.safetensors"))
+        train_z, val_z = found.features
+        known = ask.read_answers(given.answers, val_z)
+        done = mend.repair(train_z, known, found.head, val_z, seed=given.seed)
+        file, network = given.out / "head.safetensors", found.network
+        assert network is not None  # pictures always have one
+        put_head(done.head, network, found.raw)
+        save_checkpoint(file, network.head.state_dict(), {})
+        print(mend.told(done, file))
 
 
 OWN: dict[str, Callable[[Sequence[str]], None]] = {

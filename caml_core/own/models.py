@@ -44,6 +44,7 @@ def load_model(
         CamlError: an unknown name, weights that do not fit, other classes, no linear layer at the end.
     """
     start, _, name = spec.partition(":")
+    named = start in ("timm", "torchvision")
     if Path(spec).suffix == ".onnx":
         return _held(*_from_onnx(Path(spec), n_classes), example, scale or AS_IT_IS)
     if Path(spec).suffix == ".pt2":
@@ -61,7 +62,7 @@ def load_model(
             module = pkgutil.resolve_name(spec)()
     except Exception as error:  # each library has its own
         raise CamlError(f"no model {spec!r}: {error}", KINDS, "check the spelling") from error
-    if start in ("timm", "torchvision"):
+    if named:
         if weights is None:
             raise CamlError(
                 f"{spec} without weights", "--weights FILE.safetensors", "save_file(model.state_dict(), FILE)"
@@ -73,7 +74,7 @@ def load_model(
         except Exception as error:
             what = f"{weights} does not fit {spec} with {n_classes} classes: {str(error).splitlines()[0]}"
             raise CamlError(what, "the weights of this network, for the classes of your data", "check both") from error
-    return split_model(module, example, scale=scale or (IMAGENET if start in ("timm", "torchvision") else AS_IT_IS))
+    return split_model(module, example, scale=scale or (IMAGENET if named else AS_IT_IS))
 
 
 def split_model(module: nn.Module, example: Tensor, *, name: str | None = None, scale: Any = AS_IT_IS) -> Backbone:

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from caml_core import store
 from caml_core.comparators import evals
 from caml_core.device import stream_seed
 from caml_core.environments import regrouped
@@ -26,7 +25,7 @@ from caml_core.groups import GroupDataset
 from caml_core.heads import balanced_head, dfr, shares
 from caml_core.hsfm import hsfm
 from caml_core.hsfm_settings import PUBLISHED, scaled
-from caml_core.last_layer import Head, descend, noted
+from caml_core.last_layer import Head, descend
 from caml_core.loader import odds_of
 from caml_core.metrics import BOOTSTRAP_DRAWS
 
@@ -160,21 +159,6 @@ def told(done: Repair, file: Path) -> str:
         "last.bias.data.copy_(head['bias'])",
     ]
     return "\n".join([*rows, "", done.advice, "", *use])
-
-
-def unscaled(head: Head, mean: Tensor, std: Tensor) -> Head:
-    """The same on features z as the network makes them, for a head on (z - mean) / std; constant ones count 0."""
-    weight = torch.where(std > 0, head.weight / std, 0.0)
-    return noted(Head(weight, head.bias - weight @ mean, head.chosen))
-
-
-def save_head(file: Path, head: Head) -> None:
-    """As safetensors: weight (C, D) and bias (C,), for features as the network makes them."""
-    from safetensors.torch import save_file
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with store.atomic(file) as part:
-        save_file({"weight": head.weight.contiguous(), "bias": head.bias.contiguous()}, part)
 
 
 def put_head(module: nn.Module, name: str, head: Head) -> None:

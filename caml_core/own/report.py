@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -63,14 +64,15 @@ def page(found: Audited, record: Record, file: Path) -> None:
 
 def _pictures(found: Audited, one: Slice) -> str:
     """A slice and the rest of its class; what the model looks at; what is near."""
-    (train, val, _), (train_z, val_z, _) = found.pictures, found.features
+    (train, val, _), (train_z, val_z) = found.pictures, found.features
     name = val.class_names[one.label]
     inside = one.rows[:SHOWN].tolist()
-    others = [row for row in (val.y == one.label).nonzero().flatten().tolist() if row not in set(one.rows.tolist())]
-    answers = [val.class_names[int(found.logits[row].argmax())] for row in range(len(val))]
+    of_class = (val.y == one.label).nonzero().flatten()
+    others = of_class[~torch.isin(of_class, one.rows)][:SHOWN].tolist()
+    answers = found.logits.argmax(dim=1)
     parts = [f"<h2>{html.escape(name)}: {one.error:.0f}% errors in this part ({one.way})</h2>"]
     parts += ["<h3>In this part</h3>", _sheet(val, inside, answers)]
-    parts += ["<h3>In the rest of the class</h3>", _sheet(val, others[:SHOWN], answers)]
+    parts += ["<h3>In the rest of the class</h3>", _sheet(val, others, answers)]
     if found.network is not None:
         maps = [_covered(val.x[row], occlusion(found.network, val.x[row], one.label)) for row in inside[:MAPS]]
         text = "what the model looks at, as bright cells: without them it is less for this class"
@@ -84,8 +86,10 @@ def _pictures(found: Audited, one: Slice) -> str:
     return "\n".join(parts)
 
 
-def _sheet(split: GroupDataset, rows: Sequence[int], answers: Sequence[str] = ()) -> str:
-    said = [f"{split.class_names[int(split.y[row])]}, called {answers[row]}" if answers else "" for row in rows]
+def _sheet(split: GroupDataset, rows: Sequence[int], answers: Tensor | None = None) -> str:
+    names, said = split.class_names, [""] * len(rows)
+    if answers is not None:
+        said = [f"{names[int(split.y[row])]}, called {names[int(answers[row])]}" for row in rows]
     return _images([split.x[row].permute(1, 2, 0).numpy() for row in rows], said)
 
 

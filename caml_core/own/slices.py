@@ -65,21 +65,22 @@ def find_slices(z: Tensor, y: Tensor, logits: Tensor, *, seed: int = 0) -> list[
         seed: of the halves and of the mixtures.
 
     Returns:
-        None where the model makes too few mistakes to learn from.
+        an empty list where the model makes too few mistakes to learn from.
 
     Raises:
         CamlError: constant features, a single class, logits of another shape.
     """
-    if len(y.unique()) < 2 or logits.shape[:1] != y.shape or bool((z == z[:1]).all()):
-        what = f"{len(y)} labels of {len(y.unique())} classes, logits {tuple(logits.shape)}, features all alike: "
+    classes, alike = y.unique().tolist(), bool((z == z[:1]).all())
+    if len(classes) < 2 or logits.shape[:1] != y.shape or alike:
+        what = f"{len(y)} labels of {len(classes)} classes, logits {tuple(logits.shape)}, features all alike: {alike}"
         remedy = "check the data and the layer that features are taken from"
-        raise CamlError(what + str(bool((z == z[:1]).all())), "two classes or more, and features that vary", remedy)
+        raise CamlError(what, "two classes or more, and features that vary", remedy)
     generator = torch.Generator().manual_seed(stream_seed(seed, 0))
     learn = torch.zeros(len(y), dtype=torch.bool)
     learn[halves(y, generator)[0]] = True
     wrong, against = logits.argmax(dim=1) != y, environments(logits, y)
     found: list[tuple[str, int, Tensor, Tensor]] = []  # way, label, rows, how typical
-    for label in y.unique().tolist():
+    for label in classes:
         rows = (y == label).nonzero().flatten()
         x, half, target = z[rows].double().numpy(), learn[rows].numpy(), against[rows].numpy()
         if min(target[half].sum(), (~target[half]).sum()) < FEWEST:

@@ -67,9 +67,8 @@ def run(
 
     def network() -> Backbone:
         pretrained, n_classes = False if method.from_scratch else None, len(splits[0].class_names)
-        return backbone(
-            method.backbone, n_classes, pretrained=pretrained, upscale=method.upscale, n_inputs=width, seed=seed
-        )
+        sizes: dict[str, Any] = {"n_inputs": width, "upscale": method.upscale}
+        return backbone(method.backbone, n_classes, pretrained=pretrained, seed=seed, **sizes)
 
     if isinstance(method, Rounds):
         queries = bought(seller, pool(method, data), content) if seller else None
@@ -160,16 +159,11 @@ def _head(method: Frozen, splits: Splits, network: Backbone, seed: int, device: 
     more: Record = {}
     start = time.perf_counter()
     if isinstance(method, Hsfm):
-        used = raw if method.raw else [train, val, test]
+        train, val, test = raw if method.raw else (train, val, test)
         if method.double:
-            used = [split.with_x(split.x.double()) for split in used]
-        train, val, test = used
+            train, val, test = (split.with_x(split.x.double()) for split in (train, val, test))
         if method.own_head:
-            weight, bias = (part.detach().cpu().to(train.x) for part in network.head.parameters())
-            if not method.raw:  # the same function of standardised features
-                std, mean = torch.std_mean(raw[0].x.to(weight), dim=0)
-                weight, bias = weight * std, bias + weight @ mean
-            erm = Head(weight, bias, {})
+            erm = head_of(network, raw[0].x.to(train.x), standardised=not method.raw)
         else:
             erm = erm_head(train, val, seed=seed, device=device)
         start = time.perf_counter()
@@ -189,6 +183,13 @@ def _head(method: Frozen, splits: Splits, network: Backbone, seed: int, device: 
         "train_seconds": round(time.perf_counter() - start, 2),
         **more,
     }
+
+
+def head_of(network: Backbone, x: torch.Tensor, *, standardised: bool) -> Head:
+    """A network's last layer, on its features x (N, D) as they come or as they are once standardised."""
+    weight, bias = network.head.weight.detach().to(x), network.head.bias.detach().to(x)
+    std, mean = torch.std_mean(x, dim=0)
+    return Head(weight * std, bias + weight @ mean, {}) if standardised else Head(weight, bias, {})
 
 
 def _edited(

@@ -89,9 +89,7 @@ class Hsfm(Settings, Frozen):
 
     published: Literal["celeba", "waterbirds", "metashift", "dominoes"] = "dominoes"
     scaled: bool = False  # adapt them to features of another width
-    # "authors": raw features of a network trained on the dataset, under its own last layer, and their choice of the
-    # epoch (`raw`, `own_head`, `late`, `any_epoch`; each can be given alone). "ours": standardised, a new head.
-    protocol: Protocol = "ours"
+    protocol: Protocol = "ours"  # "authors": `AUTHORS`, whose settings can be given alone; wants `train_backbone`
     raw: bool = False  # features as the network makes them
     own_head: bool = False  # theta_0 is the network's own last layer
     double: bool = False  # features and all that follows in float64

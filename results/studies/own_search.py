@@ -76,7 +76,7 @@ def scores(head: Head, split: GroupDataset) -> dict[str, float]:
 def one(name: str, rho: float, seed: int) -> dict[str, Any]:
     start = time.perf_counter()
     train, val, test = features(name, rho, seed)
-    head = erm_head(train, val, seed=seed, select="average")
+    head = erm_head(train, val, seed=seed)
     logits = head.logits(val.x)
     searched = time.perf_counter()
     slices = find_slices(val.x, val.y, logits, seed=seed)
