@@ -1,8 +1,8 @@
 """PTA, small (Weng et al., arXiv 2604.05584): weigh noisy sensors on a held-out set, pull each towards their mean.
 
-After the authors' code for activity recognition; chapter 21 builds it, results/studies/field_pta.py adds diffusion. R
-runs go side by side, each with random numbers of its own: x float32 (R, M, N, 64) for M sensors, y int64 (R, N),
-weights w = softmax(k) float (R, M), `present` bool (R, M).
+After the authors' code for activity recognition (chapter 21; diffusion: results/studies/field_pta.py). R runs go side by
+side, with random numbers of their own: x float32 (R, M, N, 64) for M sensors, y int64 (R, N), weights w = softmax(k)
+float (R, M), `present` bool (R, M).
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ class Sensors(NamedTuple):
 def sense(rows: slice, seeds: Sequence[int], kinds: str = "ABC", bad: float = 1.0) -> Sensors:
     """Rows of scikit-learn's digits, shuffled for each seed, as sensors see them, each of a kind that is a letter.
 
-    A sees the picture; B its means by row and column, 16 numbers, then zeros; C the picture, but in a share `bad` of
-    the examples noise or another example's picture, half each.
+    A sees the picture; B its means by row and column, then zeros; C, in a share `bad`, noise or another's picture.
     """
     (pixels, digits), found = map(torch.from_numpy, load_digits(return_X_y=True)), []
     for g in [torch.Generator().manual_seed(seed) for seed in seeds]:
@@ -118,7 +117,8 @@ class Network(nn.Module):
 
     def align(self, z: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """What the head learns from, (R, M, N, F) like z, and the distance (R, M) to the teacher (R, N, F)."""
-        return z, (z - teacher[:, None]).square().mean(dim=(2, 3))
+        seen, wanted = (F.layer_norm(v, v.shape[-1:]) for v in (z, teacher[:, None]))  # or it would win by small z
+        return z, (seen - wanted).square().mean(dim=(2, 3))
 
 
 def fit(network: Network, train: Sensors, held: Sensors, learn: Tensor, pull: Tensor, steps: int = 600) -> Tensor:
