@@ -1,8 +1,7 @@
 """PTA, small (Weng et al., arXiv 2604.05584): weigh noisy sensors on a held-out set, pull each towards their mean.
 
-After the authors' code for activity recognition (chapter 21; diffusion: results/studies/field_pta.py). R runs go side by
-side, with random numbers of their own: x float32 (R, M, N, 64) for M sensors, y int64 (R, N), weights w = softmax(k)
-float (R, M), `present` bool (R, M).
+After the authors' code for activity recognition; chapter 21 builds it, results/studies/field_pta.py adds diffusion.
+R runs go side by side: x float32 (R, M, N, 64) for M sensors, y int64 (R, N), w = softmax(k) and k (R, M).
 """
 
 from __future__ import annotations
