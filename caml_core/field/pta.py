@@ -19,7 +19,7 @@ from caml_core.hypergradients import Problem, adjoint
 from caml_core.linear import cross_entropies, head_logits
 
 HIDDEN, WIDTH, CLASSES = 64, 32, 10  # units of an encoder's two layers; digits
-NOISE = 0.3  # standard deviation of what a sensor adds to numbers between 0 and 1
+NOISE = 0.3  # standard deviation of what a sensor adds
 
 
 class Sensors(NamedTuple):
@@ -31,7 +31,7 @@ class Sensors(NamedTuple):
 def sense(rows: slice, seeds: Sequence[int], kinds: str = "ABC", bad: float = 1.0) -> Sensors:
     """Rows of scikit-learn's digits, shuffled for each seed, as sensors see them, each of a kind that is a letter.
 
-    A sees the picture; B its means by row and column, then zeros; C, in a share `bad`, noise or another's picture.
+    A sees the picture; B a third of the sums of its rows and columns; C, in a share `bad`, noise or another's picture.
     """
     (pixels, digits), found = map(torch.from_numpy, load_digits(return_X_y=True)), []
     for g in [torch.Generator().manual_seed(seed) for seed in seeds]:
@@ -39,8 +39,8 @@ def sense(rows: slice, seeds: Sequence[int], kinds: str = "ABC", bad: float = 1.
         picture, y, chance = pixels[order].float() / 16, digits[order], torch.rand(len(order), generator=g)
         group, other = (chance < bad).long() + (chance < bad / 2), picture[torch.randperm(len(y), generator=g)]
         looks = torch.stack([picture, torch.rand(picture.shape, generator=g), other])
-        means = torch.cat([picture.view(-1, 8, 8).mean(dim=d) for d in (1, 2)], dim=1)
-        seen = {"A": picture, "B": F.pad(means, (0, 48)), "C": looks[group, torch.arange(len(y))]}
+        sums = torch.cat([picture.view(-1, 8, 8).sum(dim=d) for d in (1, 2)], dim=1)
+        seen = {"A": picture, "B": F.pad(sums / 3, (0, 48)), "C": looks[group, torch.arange(len(y))]}
         x = torch.stack([seen[kind] for kind in kinds])
         x += NOISE * torch.randn(x.shape, generator=g) * (x.sum(dim=1, keepdim=True) > 0)
         found.append((x[:, rows], y[rows], group[rows]))
