@@ -98,7 +98,7 @@ for n, dash in enumerate(("solid", "dash", "dot")):
 line = {"color": book.LABEL, "width": 4}
 figure.add_scatter(x=x, y=scene.lab.numpy(), line=line, name="laboratory")
 alt = {"alt": "One spectrum with its lines; three versions of it bent by air."}
-title = "One material: as the laboratory knows it, as three scenes show it"
+title = "One material, three scenes: the air adds lines of its own"
 figure.update_layout(title=title, meta=alt)
 figure.update_xaxes(title="wavelength, short to long")
 figure.update_yaxes(title="signal (mean 1)")
@@ -485,10 +485,10 @@ assert abs(by["caml"] - by["upweight"]) < 2
 assert by["ace, same labels"] > max(list(by.values())[:-1]) + 5
 
 # %% [markdown]
-# On average bought labels help a little and guesses hurt a little; with three seeds, no interval of the first three
-# lines is clear of 0. Nor do we see CAML ahead of append, or by any margin of up-weighting. Fewer than one in five of
-# the bought pixels is a target: where a network is least sure, it mostly looks at background, and a test of one "no"
-# is tiny. The formula, which makes no use of a "no" at all, stays far ahead.
+# On average bought labels help a little and guesses hurt a little; with three seeds, no interval is clear of 0. Nor
+# do we see CAML ahead of append or of up-weighting. Fewer than one in five of the bought pixels is a target: where a
+# network is least sure, it mostly looks at background, and a test of one "no" is tiny. The formula, which makes no
+# use of a "no" at all, stays far ahead.
 #
 # ## The control: laboratory light
 #
