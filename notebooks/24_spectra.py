@@ -238,6 +238,7 @@ def adapted(tokens, gate):
     return normed.mean(dim=1)  # an embedding for each pixel
 
 
+# %%
 net.gate.data.fill_(0.7)
 torch.testing.assert_close(adapted(tokens, 0.7), net(tokens).detach())
 print("weights of the adapter:", sum(p.numel() for p in net.parameters()))
