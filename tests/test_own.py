@@ -165,16 +165,16 @@ def test_a_fair_model_is_left_alone() -> None:
 def test_a_way_is_scored_on_answers_it_has_not_seen(splits: tuple[GroupDataset, ...], erm: Head) -> None:
     train, val, _ = splits
     known = val.subset(torch.arange(80))
-    seen: list[set[int]] = []
+    whole, seen = set(known.index.tolist()), list[set[int]]()
 
-    def way(train: GroupDataset, given: GroupDataset, head: Head, seed: int) -> Head:
+    def way(train: GroupDataset, given: GroupDataset, rest: GroupDataset, head: Head, seed: int) -> Head:
+        assert not set(rest.index.tolist()) & whole
         seen.append(set(given.index.tolist()))
         return head
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(repair.WAYS, "mine", way)
         repair.repair(train, known, erm, val, ways=("leave alone", "mine"))
-    whole = set(known.index.tolist())
     folds = [whole - given for given in seen[:-1]]
     assert seen[-1] == whole
     assert set.union(*folds) == whole

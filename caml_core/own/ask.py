@@ -113,6 +113,6 @@ def read_answers(file: Path, split: GroupDataset) -> GroupDataset:
         raise CamlError(what, "two or more, such as land and water", "answer more pictures, or look for something else")
     a = [words.index(answer) for answer in answers]
     return GroupDataset(
-        split.x[rows], y, a, class_names=split.class_names, attribute_names=words, index=rows,
+        split.x[rows], y, a, class_names=split.class_names, attribute_names=words, index=split.index[rows],
         majority=torch.zeros(len(split.class_names), len(words)), source=split.source,
     )  # fmt: skip
