@@ -22,6 +22,7 @@ from caml_core.groups import GroupDataset
 from caml_core.last_layer import Head, erm_head
 from caml_core.metrics import group_metrics
 from caml_core.own import ask, audit, models, repair
+from caml_core.own.label import labeller
 from caml_core.own.slices import ALARM, Slice, find_slices
 
 
@@ -136,6 +137,39 @@ def test_bad_answers(change: Any, said: str, tmp_path: Path) -> None:
     ask.save(file, [change(line) for line in list(csv.reader(file.open()))[1:]])
     with pytest.raises(CamlError, match=said):
         ask.read_answers(file, split)
+
+
+def test_the_widget_writes_each_answer_takes_back_and_goes_on(tmp_path: Path) -> None:
+    file = ask.write_folder(tmp_path, toy_split(40), torch.arange(5))
+    told: list[int] = []
+
+    def tell() -> str:
+        told.append(sum(line[3] != "" for line in ask.read_lines(file)))
+        return f"{told[-1]} answers"
+
+    widget = labeller(file, ["land", "water"], told=tell, every=2)
+
+    def say(**message: Any) -> list[str]:
+        widget._handle_custom_msg(message, [])
+        return [line[3] for line in ask.read_lines(file)]
+
+    assert widget.state["picture"].startswith("data:image/jpeg;base64,")
+    assert say(answer="land") == ["land", "", "", "", ""]
+    assert say(answer="no option") == ["land", "", "", "", ""]
+    assert say(answer="water")[:2] == ["land", "water"]
+    assert widget.state["note"] == "2 answers"
+    assert say(undo=True)[:2] == ["land", ""]
+    assert say(answer=ask.UNSURE)[:2] == ["land", ask.UNSURE]
+    again = labeller(file, ["land", "water"])
+    assert (again.state["done"], again.state["total"]) == (2, 5)
+    for _ in range(3):
+        say(answer="water")
+    assert widget.state["done"] == 5
+    assert "picture" not in widget.state
+    assert told == [2, 2, 4, 5]
+    assert ask.read_answers(file, toy_split(40)).index.tolist() == [0, 2, 3, 4]  # who cannot tell does not count
+    with pytest.raises(CamlError, match="two to nine different words"):
+        labeller(file, ["land", "Land"])
 
 
 # ---- repair -------------------------------------------------------------------------------------------------

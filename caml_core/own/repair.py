@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegressionCV
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 from torch import Tensor, nn
 
 from caml_core.comparators import evals
@@ -49,9 +50,9 @@ def _continued(train: GroupDataset, known: GroupDataset, rest: GroupDataset, hea
 def _guessed(train: GroupDataset, known: GroupDataset, rest: GroupDataset, head: Head, seed: int) -> Head:
     """DFR on all labels; who was not asked gets an attribute from a linear model of the answers (the idea of Spread
     Spurious Attribute, Nam et al., arXiv 2204.02070, which trains a network for it)."""
-    model = LogisticRegressionCV(
-        Cs=[1e-4, 1e-3, 1e-2, 1e-1], cv=3, scoring="balanced_accuracy", class_weight="balanced", max_iter=500
-    ).fit(known.x, known.a)
+    linear = LogisticRegression(class_weight="balanced", max_iter=500)
+    strengths = {"C": [1e-4, 1e-3, 1e-2, 1e-1]}
+    model = GridSearchCV(linear, strengths, scoring="balanced_accuracy", cv=3).fit(known.x, known.a)
     x, y = torch.cat([known.x, rest.x]), torch.cat([known.y, rest.y])
     a = torch.cat([known.a, torch.from_numpy(model.predict(rest.x))])
     every = GroupDataset(x, y, a, class_names=known.class_names, attribute_names=known.attribute_names)
