@@ -81,7 +81,7 @@ class Scored(NamedTuple):
     worst_group: float
     average: float  # of the answered examples, every group counting the same
     gain: tuple[float, float, float]  # of the worst group: mean, and 95% interval over draws of the answers
-    plain: float  # accuracy on all labelled examples, asked or not: what the repair costs
+    plain: float  # accuracy on all labelled examples, asked or not, in the same way: what the repair costs
 
 
 class Repair(NamedTuple):
@@ -125,17 +125,16 @@ def repair(
         ways = ways or [name for name in WAYS if name not in NEEDS_GROUPS]
     names, rest = list(ways or WAYS), every.subset(~torch.isin(every.index, known.index))
     generator = torch.Generator().manual_seed(stream_seed(seed, 2))
-    fold = torch.empty(len(known), dtype=torch.long)
-    for g in known.group.unique():
-        rows = (known.group == g).nonzero().flatten()
-        fold[rows[torch.randperm(len(rows), generator=generator)]] = torch.arange(len(rows)) % FOLDS
-    right, heads = {}, {}
+    fold, fold_rest = _folds(known.group, generator), _folds(rest.y, generator)
+    right, right_rest, heads = {}, {}, {}
     for name in names:
-        answers = torch.empty(len(known), dtype=torch.bool)
+        right[name], right_rest[name] = torch.empty(len(known), dtype=torch.bool), torch.empty(len(rest)).bool()
         for k in range(FOLDS):
-            found = WAYS[name](train, known.subset(fold != k), rest, head, seed)
-            answers[fold == k] = found.logits(known.x[fold == k]).argmax(dim=1) == known.y[fold == k]
-        right[name], heads[name] = answers, WAYS[name](train, known, rest, head, seed)
+            found = WAYS[name](train, known.subset(fold != k), rest.subset(fold_rest != k), head, seed)
+            for part, folds, answers in ((known, fold, right[name]), (rest, fold_rest, right_rest[name])):
+                held = folds == k
+                answers[held] = found.logits(part.x[held]).argmax(dim=1) == part.y[held]
+        heads[name] = WAYS[name](train, known, rest, head, seed)
     drawn = _redrawn(right, known.group, seed)
     base = drawn["leave alone"]
     scored = []
@@ -143,12 +142,21 @@ def repair(
         by_group = [100 * float(right[name][known.group == g].double().mean()) for g in known.group.unique()]
         low, high = np.percentile(drawn[name] - base, [2.5, 97.5])
         gain = (float((drawn[name] - base).mean()), float(low), float(high))
-        plain = 100 * float((heads[name].logits(every.x).argmax(dim=1) == every.y).double().mean())
+        plain = 100 * float(torch.cat([right[name], right_rest[name]]).double().mean())
         scored.append(Scored(name, min(by_group), float(np.mean(by_group)), gain, plain))
     scored.sort(key=lambda one: (-one.worst_group, -one.average))
     best = next((one.name for one in scored if one.gain[1] > 0), "leave alone")
     top = np.stack([drawn[name] for name in names]).max(axis=0)
     return Repair(heads[best], best, 100 * float((drawn[best] == top).mean()), scored)
+
+
+def _folds(strata: Tensor, generator: torch.Generator) -> Tensor:
+    """A number from 0 to FOLDS - 1 for each example, each as often as the others in every stratum: int64 (N,)."""
+    fold = torch.empty_like(strata)
+    for g in strata.unique():
+        rows = (strata == g).nonzero().flatten()
+        fold[rows[torch.randperm(len(rows), generator=generator)]] = torch.arange(len(rows)) % FOLDS
+    return fold
 
 
 def _redrawn(right: dict[str, Tensor], group: Tensor, seed: int) -> dict[str, np.ndarray]:
