@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from browsing import open_chromium
 from conftest import toy_split
 from PIL import Image
 from test_heads import features
@@ -22,7 +24,7 @@ from caml_core.groups import GroupDataset
 from caml_core.last_layer import Head, erm_head
 from caml_core.metrics import group_metrics
 from caml_core.own import ask, audit, models, repair
-from caml_core.own.label import labeller
+from caml_core.own.label import SCRIPT, labeller
 from caml_core.own.slices import ALARM, Slice, find_slices
 
 
@@ -170,6 +172,28 @@ def test_the_widget_writes_each_answer_takes_back_and_goes_on(tmp_path: Path) ->
     assert ask.read_answers(file, toy_split(40)).index.tolist() == [0, 2, 3, 4]  # who cannot tell does not count
     with pytest.raises(CamlError, match="two to nine different words"):
         labeller(file, ["land", "Land"])
+
+
+PAGE = """<div id="here"></div><script type="module">
+import made from "data:text/javascript;base64,SCRIPT";
+globalThis.sent = [];
+const state = {options: ["land", "water", "?"], done: 1, total: 3, y: "bird", note: "", picture: "data:,"};
+const model = {get: () => state, send: (message) => sent.push(message), on: () => {}, off: () => {}};
+made.render({model, el: document.getElementById("here")});
+</script>"""
+
+
+def test_keys_and_buttons_of_the_widget() -> None:
+    script = base64.b64encode(SCRIPT.read_bytes()).decode()
+    with open_chromium() as chromium:
+        page = chromium.new_page()
+        page.set_content(PAGE.replace("SCRIPT", script))
+        page.locator(".ask").focus()
+        for key in ("1", "w", "?", "x", "Backspace"):
+            page.keyboard.press(key)
+        page.get_by_role("button", name="land").click()
+        sent = page.evaluate("sent")
+    assert sent == [{"answer": "land"}, {"answer": "water"}, {"answer": "?"}, {"undo": True}, {"answer": "land"}]
 
 
 # ---- repair -------------------------------------------------------------------------------------------------
