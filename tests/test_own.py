@@ -402,7 +402,7 @@ def drawn(folder: Path, n: int = 1200) -> tuple[Path, Path]:
 
 def test_commands_lead_from_a_folder_to_a_head(tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, known = drawn(tmp_path / "pets")
-    how = [str(table), "--size", "16"]
+    how = [str(table), "--size", "16", "--seed", "3"]
     assert main(["audit", *how, "--model", "test_own:net", "--out", str(tmp_path / "untrained")]) == 0
     assert "Too few mistakes" in capsys.readouterr().out
     assert main(["audit", *how, "--out", str(tmp_path / "report")]) == 0
@@ -413,6 +413,7 @@ def test_commands_lead_from_a_folder_to_a_head(tmp_path: Path, cache: Path, caps
     (record,) = json.loads((tmp_path / "report" / "record.json").read_text())
     assert record["verdict"] in capsys.readouterr().out
     assert record["slices"][0]["alarm"]
+    assert record["seed"] == 3
     assert main(["ask", *how, "-n", "80", "--out", str(tmp_path / "ask")]) == 0
     file = tmp_path / "ask" / "labels.csv"
     lines = list(csv.reader(file.open()))[1:]

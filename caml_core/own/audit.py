@@ -31,6 +31,7 @@ class Audited(NamedTuple):
     logits: Tensor  # float (N, C), of the validation split
     slices: list[Slice]
     raw: Tensor  # float (N, D), training features as the network makes them
+    seed: int
 
     @property
     def alarms(self) -> list[Slice]:
@@ -73,7 +74,7 @@ def audit(splits: Splits, network: Backbone | None = None, *, own_head: bool = T
         head = erm_head(train, val, seed=seed)
     logits = head.logits(val.x)
     slices = find_slices(val.x, val.y, logits, seed=seed)
-    return Audited(splits, (train, val), network, head, logits, slices, raw)
+    return Audited(splits, (train, val), network, head, logits, slices, raw, seed)
 
 
 def _features(network: Backbone, split: GroupDataset) -> GroupDataset:
@@ -109,7 +110,7 @@ def record_of(found: Audited, command: str, seconds: float) -> Record:
     return {
         "method": "audit",
         "dataset": val.source or "features",
-        "seed": 0,
+        "seed": found.seed,
         "metrics": metrics if found.knows_groups else {"average": metrics["average"]},
         "slices": slices,
         "verdict": verdict(found),
