@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from browsing import open_chromium
 from conftest import toy_split
 from PIL import Image
 from test_heads import features
@@ -22,6 +24,7 @@ from caml_core.groups import GroupDataset
 from caml_core.last_layer import Head, erm_head
 from caml_core.metrics import group_metrics
 from caml_core.own import ask, audit, models, repair
+from caml_core.own.label import SCRIPT, labeller
 from caml_core.own.slices import ALARM, Slice, find_slices
 
 
@@ -138,19 +141,75 @@ def test_bad_answers(change: Any, said: str, tmp_path: Path) -> None:
         ask.read_answers(file, split)
 
 
+def test_the_widget_writes_each_answer_takes_back_and_goes_on(tmp_path: Path) -> None:
+    file = ask.write_folder(tmp_path, toy_split(40), torch.arange(5))
+    told: list[int] = []
+
+    def tell() -> str:
+        told.append(sum(line[3] != "" for line in ask.read_lines(file)))
+        return f"{told[-1]} answers"
+
+    widget = labeller(file, ["land", "water"], told=tell, every=2)
+
+    def say(**message: Any) -> list[str]:
+        widget._handle_custom_msg(message, [])
+        return [line[3] for line in ask.read_lines(file)]
+
+    assert widget.state["picture"].startswith("data:image/jpeg;base64,")
+    assert say(answer="land") == ["land", "", "", "", ""]
+    assert say(answer="no option") == ["land", "", "", "", ""]
+    assert say(answer="water")[:2] == ["land", "water"]
+    assert widget.state["note"] == "2 answers"
+    assert say(undo=True)[:2] == ["land", ""]
+    assert say(answer=ask.UNSURE)[:2] == ["land", ask.UNSURE]
+    again = labeller(file, ["land", "water"])
+    assert (again.state["done"], again.state["total"]) == (2, 5)
+    for _ in range(3):
+        say(answer="water")
+    assert widget.state["done"] == 5
+    assert "picture" not in widget.state
+    assert told == [2, 2, 4, 5]
+    assert ask.read_answers(file, toy_split(40)).index.tolist() == [0, 2, 3, 4]  # who cannot tell does not count
+    with pytest.raises(CamlError, match="two to nine different words"):
+        labeller(file, ["land", "Land"])
+
+
+PAGE = """<div id="here"></div><script type="module">
+import made from "data:text/javascript;base64,SCRIPT";
+globalThis.sent = [];
+const state = {options: ["land", "water", "?"], done: 1, total: 3, y: "bird", note: "", picture: "data:,"};
+const model = {get: () => state, send: (message) => sent.push(message), on: () => {}, off: () => {}};
+made.render({model, el: document.getElementById("here")});
+</script>"""
+
+
+def test_keys_and_buttons_of_the_widget() -> None:
+    script = base64.b64encode(SCRIPT.read_bytes()).decode()
+    with open_chromium() as chromium:
+        page = chromium.new_page()
+        page.set_content(PAGE.replace("SCRIPT", script))
+        page.locator(".ask").focus()
+        for key in ("1", "w", "?", "x", "Backspace"):
+            page.keyboard.press(key)
+        page.get_by_role("button", name="land").click()
+        sent = page.evaluate("sent")
+    assert sent == [{"answer": "land"}, {"answer": "water"}, {"answer": "?"}, {"undo": True}, {"answer": "land"}]
+
+
 # ---- repair -------------------------------------------------------------------------------------------------
 
 
 def test_a_hundred_answers_repair_the_head(splits: tuple[GroupDataset, ...], erm: Head, slices: list[Slice]) -> None:
     train, val, test = splits
     known = val.subset(ask.queue(val.y, erm.logits(val.x), slices, 100))
-    done = repair.repair(train, known, erm, val, ways=("leave alone", "dfr", "hsfm", "continue, balanced"))
+    done = repair.repair(train, known, erm, val, ways=("leave alone", "dfr", "hsfm", "dfr, groups guessed"))
     before, after = (group_metrics(h.logits(test.x), test)["worst_group"]["value"] for h in (erm, done.head))
     assert after > before + 20
     assert done.way in done.advice
     scores = {one.name: one for one in done.ways}
     assert scores["leave alone"].gain == (0.0, 0.0, 0.0)
     assert scores[done.way].gain[1] > 0
+    assert scores["dfr, groups guessed"].gain[1] > 0
 
 
 def test_a_fair_model_is_left_alone() -> None:
@@ -165,16 +224,16 @@ def test_a_fair_model_is_left_alone() -> None:
 def test_a_way_is_scored_on_answers_it_has_not_seen(splits: tuple[GroupDataset, ...], erm: Head) -> None:
     train, val, _ = splits
     known = val.subset(torch.arange(80))
-    seen: list[set[int]] = []
+    whole, seen = set(known.index.tolist()), list[set[int]]()
 
-    def way(train: GroupDataset, given: GroupDataset, head: Head, seed: int) -> Head:
+    def way(train: GroupDataset, given: GroupDataset, rest: GroupDataset, head: Head, seed: int) -> Head:
+        assert not set(rest.index.tolist()) & whole
         seen.append(set(given.index.tolist()))
         return head
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(repair.WAYS, "mine", way)
         repair.repair(train, known, erm, val, ways=("leave alone", "mine"))
-    whole = set(known.index.tolist())
     folds = [whole - given for given in seen[:-1]]
     assert seen[-1] == whole
     assert set.union(*folds) == whole
@@ -343,7 +402,7 @@ def drawn(folder: Path, n: int = 1200) -> tuple[Path, Path]:
 
 def test_commands_lead_from_a_folder_to_a_head(tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, known = drawn(tmp_path / "pets")
-    how = [str(table), "--size", "16"]
+    how = [str(table), "--size", "16", "--seed", "3"]
     assert main(["audit", *how, "--model", "test_own:net", "--out", str(tmp_path / "untrained")]) == 0
     assert "Too few mistakes" in capsys.readouterr().out
     assert main(["audit", *how, "--out", str(tmp_path / "report")]) == 0
@@ -354,6 +413,7 @@ def test_commands_lead_from_a_folder_to_a_head(tmp_path: Path, cache: Path, caps
     (record,) = json.loads((tmp_path / "report" / "record.json").read_text())
     assert record["verdict"] in capsys.readouterr().out
     assert record["slices"][0]["alarm"]
+    assert record["seed"] == 3
     assert main(["ask", *how, "-n", "80", "--out", str(tmp_path / "ask")]) == 0
     file = tmp_path / "ask" / "labels.csv"
     lines = list(csv.reader(file.open()))[1:]

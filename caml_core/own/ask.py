@@ -1,7 +1,7 @@
 """Ask: which pictures somebody should look at, and their answers, kept in a csv that a spreadsheet opens.
 
 What is asked is the attribute: what is it in the picture that the model may be looking at? A folder of pictures and
-`labels.csv` (picture, row, y, a) are all that is needed.
+`labels.csv` (picture, row, y, a) are all that is needed; `caml_core.own.label` fills the same file in a notebook.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from caml_core.store import write_text
 
 Rule = Literal["slices", "hardest", "random"]
 HEADER = ("picture", "row", "y", "a")
+UNSURE = "?"  # the answer of somebody who cannot tell; it does not count
 
 
 def queue(
@@ -69,9 +70,8 @@ def write_folder(folder: Path, split: GroupDataset, rows: Tensor) -> Path:
     """
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     file = folder / "labels.csv"
-    columns = read_csv(file, HEADER[:3]) if file.exists() else {name: [] for name in HEADER}
-    lines = [list(line) for line in zip(*(columns[name] for name in HEADER))]
-    known = set(map(int, columns["row"]))
+    lines = read_lines(file) if file.exists() else []
+    known = {int(line[1]) for line in lines}
     for row in rows.tolist():
         if row not in known:
             name = f"pictures/{row:06}.jpg"
@@ -79,6 +79,12 @@ def write_folder(folder: Path, split: GroupDataset, rows: Tensor) -> Path:
             lines.append([name, str(row), split.class_names[int(split.y[row])], ""])
     save(file, lines)
     return file
+
+
+def read_lines(file: Path) -> list[list[str]]:
+    """Its rows, each as picture, row, y and a."""
+    columns = read_csv(file, HEADER[:3])
+    return [list(line) for line in zip(*(columns[name] for name in HEADER))]
 
 
 def save(file: Path, lines: Sequence[Sequence[str]]) -> None:
@@ -98,7 +104,7 @@ def read_answers(file: Path, split: GroupDataset) -> GroupDataset:
         CamlError: no answer, a row that the split does not have or with another label, one attribute only.
     """
     columns = read_csv(file, HEADER[:3]) if file.exists() else {}
-    answered = [i for i, answer in enumerate(columns.get("a", [])) if answer]
+    answered = [i for i, answer in enumerate(columns.get("a", [])) if answer not in ("", UNSURE)]
     if not answered:
         raise CamlError(f"{file} has no answer in its column `a`", "words for what you see", "fill in some, then go on")
     labels = codes(columns, "y", {name: k for k, name in enumerate(split.class_names)}, file)
@@ -113,6 +119,6 @@ def read_answers(file: Path, split: GroupDataset) -> GroupDataset:
         raise CamlError(what, "two or more, such as land and water", "answer more pictures, or look for something else")
     a = [words.index(answer) for answer in answers]
     return GroupDataset(
-        split.x[rows], y, a, class_names=split.class_names, attribute_names=words, index=rows,
+        split.x[rows], y, a, class_names=split.class_names, attribute_names=words, index=split.index[rows],
         majority=torch.zeros(len(split.class_names), len(words)), source=split.source,
     )  # fmt: skip

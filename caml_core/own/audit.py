@@ -31,6 +31,7 @@ class Audited(NamedTuple):
     logits: Tensor  # float (N, C), of the validation split
     slices: list[Slice]
     raw: Tensor  # float (N, D), training features as the network makes them
+    seed: int
 
     @property
     def alarms(self) -> list[Slice]:
@@ -64,7 +65,7 @@ def audit(splits: Splits, network: Backbone | None = None, *, own_head: bool = T
         if network.head.out_features != len(val.class_names):
             what = f"a model of {network.head.out_features} classes for {', '.join(val.class_names)}"
             raise CamlError(what, f"{len(val.class_names)} outputs, in this order", "check the model, or the labels")
-        train, val = (extract_features(network, split, torch.device("cpu")) for split in (train, val))
+        train, val = (_features(network, split) for split in (train, val))
     raw = train.x
     train, val = standardise(train, val)
     if network is not None and own_head:
@@ -73,7 +74,15 @@ def audit(splits: Splits, network: Backbone | None = None, *, own_head: bool = T
         head = erm_head(train, val, seed=seed)
     logits = head.logits(val.x)
     slices = find_slices(val.x, val.y, logits, seed=seed)
-    return Audited(splits, (train, val), network, head, logits, slices, raw)
+    return Audited(splits, (train, val), network, head, logits, slices, raw, seed)
+
+
+def _features(network: Backbone, split: GroupDataset) -> GroupDataset:
+    """By ONNX Runtime where it knows the layers, three times as fast; else by PyTorch."""
+    try:
+        return extract_features(network, split, torch.device("cpu"), engine="onnx")
+    except CamlError:
+        return extract_features(network, split, torch.device("cpu"))
 
 
 def verdict(found: Audited) -> str:
@@ -101,7 +110,7 @@ def record_of(found: Audited, command: str, seconds: float) -> Record:
     return {
         "method": "audit",
         "dataset": val.source or "features",
-        "seed": 0,
+        "seed": found.seed,
         "metrics": metrics if found.knows_groups else {"average": metrics["average"]},
         "slices": slices,
         "verdict": verdict(found),

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 from torch import Tensor, nn
 
 from caml_core.comparators import evals
@@ -29,10 +31,11 @@ from caml_core.last_layer import Head, descend
 from caml_core.loader import odds_of
 from caml_core.metrics import BOOTSTRAP_DRAWS
 
-Way = Callable[[GroupDataset, GroupDataset, Head, int], Head]  # training, answered, the model's head, seed
+# training, answered, other examples with a label, the model's head, seed
+Way = Callable[[GroupDataset, GroupDataset, GroupDataset, Head, int], Head]
 
 
-def _edited(train: GroupDataset, known: GroupDataset, head: Head, seed: int) -> Head:
+def _edited(train: GroupDataset, known: GroupDataset, rest: GroupDataset, head: Head, seed: int) -> Head:
     fewest = int(torch.bincount(known.y, minlength=len(known.class_names)).min())
     settings = dataclasses.replace(scaled(PUBLISHED["dominoes"], train.x), hard=max(1, fewest // 2))
     with warnings.catch_warnings(action="ignore"):  # it says so where nothing moves: then the head stays
@@ -40,17 +43,32 @@ def _edited(train: GroupDataset, known: GroupDataset, head: Head, seed: int) -> 
     return Head(done.weight[0], done.bias[0], {"epoch": int(done.epoch[0])})
 
 
-def _continued(train: GroupDataset, known: GroupDataset, head: Head, seed: int) -> Head:
+def _continued(train: GroupDataset, known: GroupDataset, rest: GroupDataset, head: Head, seed: int) -> Head:
     return descend(known, known, shares(odds_of(known.group)).to, start=head, epochs=10)
 
 
+def _guessed(train: GroupDataset, known: GroupDataset, rest: GroupDataset, head: Head, seed: int) -> Head:
+    """DFR on all labels; who was not asked gets an attribute from a linear model of the answers (the idea of Spread
+    Spurious Attribute, Nam et al., arXiv 2204.02070, which trains a network for it)."""
+    linear = LogisticRegression(class_weight="balanced", max_iter=500)
+    strengths = {"C": [1e-4, 1e-3, 1e-2, 1e-1]}
+    model = GridSearchCV(linear, strengths, scoring="balanced_accuracy", cv=3).fit(known.x, known.a)
+    x, y = torch.cat([known.x, rest.x]), torch.cat([known.y, rest.y])
+    a = torch.cat([known.a, torch.from_numpy(model.predict(rest.x))])
+    every = GroupDataset(x, y, a, class_names=known.class_names, attribute_names=known.attribute_names)
+    return dfr(train, every, seed=seed)
+
+
 WAYS: dict[str, Way] = {
-    "leave alone": lambda train, known, head, seed: head,
-    "dfr": lambda train, known, head, seed: dfr(train, known, seed=seed),
+    "leave alone": lambda train, known, rest, head, seed: head,
+    "dfr": lambda train, known, rest, head, seed: dfr(train, known, seed=seed),
+    "dfr, groups guessed": _guessed,
     "continue, balanced": _continued,
     "hsfm": _edited,
-    "evals, no answers": lambda train, known, head, seed: evals(train, regrouped(known, head, "inferred"), seed=seed),
-    "balanced": lambda train, known, head, seed: balanced_head(train, known),
+    "evals, no answers": lambda train, known, rest, head, seed: evals(
+        train, regrouped(known, head, "inferred"), seed=seed
+    ),
+    "balanced": lambda train, known, rest, head, seed: balanced_head(train, known),
 }
 NEEDS_GROUPS = ("balanced",)  # of the training split
 FOLDS = 5
@@ -63,7 +81,7 @@ class Scored(NamedTuple):
     worst_group: float
     average: float  # of the answered examples, every group counting the same
     gain: tuple[float, float, float]  # of the worst group: mean, and 95% interval over draws of the answers
-    plain: float  # accuracy on all labelled examples, asked or not: what the repair costs
+    plain: float  # accuracy on all labelled examples, asked or not, in the same way: what the repair costs
 
 
 class Repair(NamedTuple):
@@ -92,7 +110,7 @@ def repair(
             which is left out where it has none.
         known: the examples whose attribute was answered.
         head: the model's own.
-        every: all examples with a label among which the questions were asked.
+        every: all examples with a label among which the questions were asked; those asked have the same `index`.
 
     Raises:
         CamlError: fewer than `FOLDS` answers in one of the groups.
@@ -105,19 +123,18 @@ def repair(
         names_of: dict[str, Any] = {"class_names": train.class_names, "attribute_names": known.attribute_names}
         train = GroupDataset(train.x, train.y, torch.zeros_like(train.y), **names_of)
         ways = ways or [name for name in WAYS if name not in NEEDS_GROUPS]
-    names = list(ways or WAYS)
+    names, rest = list(ways or WAYS), every.subset(~torch.isin(every.index, known.index))
     generator = torch.Generator().manual_seed(stream_seed(seed, 2))
-    fold = torch.empty(len(known), dtype=torch.long)
-    for g in known.group.unique():
-        rows = (known.group == g).nonzero().flatten()
-        fold[rows[torch.randperm(len(rows), generator=generator)]] = torch.arange(len(rows)) % FOLDS
-    right, heads = {}, {}
+    fold, fold_rest = _folds(known.group, generator), _folds(rest.y, generator)
+    right, right_rest, heads = {}, {}, {}
     for name in names:
-        answers = torch.empty(len(known), dtype=torch.bool)
+        right[name], right_rest[name] = torch.empty(len(known), dtype=torch.bool), torch.empty(len(rest)).bool()
         for k in range(FOLDS):
-            found = WAYS[name](train, known.subset(fold != k), head, seed)
-            answers[fold == k] = found.logits(known.x[fold == k]).argmax(dim=1) == known.y[fold == k]
-        right[name], heads[name] = answers, WAYS[name](train, known, head, seed)
+            found = WAYS[name](train, known.subset(fold != k), rest.subset(fold_rest != k), head, seed)
+            for part, folds, answers in ((known, fold, right[name]), (rest, fold_rest, right_rest[name])):
+                held = folds == k
+                answers[held] = found.logits(part.x[held]).argmax(dim=1) == part.y[held]
+        heads[name] = WAYS[name](train, known, rest, head, seed)
     drawn = _redrawn(right, known.group, seed)
     base = drawn["leave alone"]
     scored = []
@@ -125,12 +142,21 @@ def repair(
         by_group = [100 * float(right[name][known.group == g].double().mean()) for g in known.group.unique()]
         low, high = np.percentile(drawn[name] - base, [2.5, 97.5])
         gain = (float((drawn[name] - base).mean()), float(low), float(high))
-        plain = 100 * float((heads[name].logits(every.x).argmax(dim=1) == every.y).double().mean())
+        plain = 100 * float(torch.cat([right[name], right_rest[name]]).double().mean())
         scored.append(Scored(name, min(by_group), float(np.mean(by_group)), gain, plain))
     scored.sort(key=lambda one: (-one.worst_group, -one.average))
     best = next((one.name for one in scored if one.gain[1] > 0), "leave alone")
     top = np.stack([drawn[name] for name in names]).max(axis=0)
     return Repair(heads[best], best, 100 * float((drawn[best] == top).mean()), scored)
+
+
+def _folds(strata: Tensor, generator: torch.Generator) -> Tensor:
+    """A number from 0 to FOLDS - 1 for each example, each as often as the others in every stratum: int64 (N,)."""
+    fold = torch.empty_like(strata)
+    for g in strata.unique():
+        rows = (strata == g).nonzero().flatten()
+        fold[rows[torch.randperm(len(rows), generator=generator)]] = torch.arange(len(rows)) % FOLDS
+    return fold
 
 
 def _redrawn(right: dict[str, Tensor], group: Tensor, seed: int) -> dict[str, np.ndarray]:
