@@ -80,9 +80,9 @@ def apply(part: str, w: list[int]) -> list[int]:
 
 
 @cache
-def sides(alphabet: Alphabet, rule: str, n: int) -> tuple[list[int], list[int]]:
+def sides(alphabet: Alphabet, rule: str, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Of n problems those to learn from, and one in five that is never trained on."""
-    order = np.random.default_rng([*alphabet, *rule.encode()]).permutation(n).tolist()
+    order = np.random.default_rng([*alphabet, *rule.encode()]).permutation(n)
     return order[n // 5 :], order[: n // 5]
 
 
@@ -102,10 +102,12 @@ def draw_rows(
         every = problems(rules[r], size)
         apart = sides(alphabets[a], rules[r], len(every))
         query, study = (int(rng.choice(apart[side])) for side in (held_out, False))
-        if query != study and len(found) < n:
+        if query != study:
             found[a, r, query, study] = every[query], every[study]
-    if len(found) < n:
-        raise CamlError(f"{n} different rows", f"at most some {len(found)} here", "draw fewer, or add alphabets")
+        if len(found) == n:
+            break
+    else:
+        raise CamlError(f"{n} different rows", f"at most some {len(found)} here", "draw fewer rows, or add alphabets")
     keys, pairs = list(found) * (1 + copy), list(found.values())
     told = [write(alphabets[k[0]], *pair) for k, pair in zip(keys, pairs + [(q, q) for q, _ in pairs] * copy)]
     source, target = (nn.utils.rnn.pad_sequence([torch.tensor(t[i]) for t in told], batch_first=True) for i in (0, 1))

@@ -38,7 +38,7 @@ SEEDS, STEPS, ROWS = range(3), 2000, 4000
 PLAIN = tuple(range(SIZE))
 TASKS: list[tuple[str, int]] = [
     ("plain", 40), ("copy", 40), ("plain", 8), ("copy", 8), ("twice the rows", 40), ("plain", 1), ("copy", 1),
-    ("asked", 8), ("half the steps", 40), ("copy, no push", 40), ("plain, no push", 40),
+    ("half the steps", 40), ("asked", 8), ("copy, no push", 40),
 ]  # fmt: skip
 POOL, ROUNDS, ASK, EACH, MORE = 24, 2, 6, 40, 120  # alphabets; rounds of ASK alphabets, EACH answers; further steps
 LR, ALPHA = 1e-3, 0.1
