@@ -42,9 +42,12 @@ def made(arm: str, n: int, seed: int) -> Rows:
     return draw_rows(world(seed, n)[0], TRAINED, rows * (1 + (arm == "twice the rows")), seed, copy="copy" in arm)
 
 
+def steps_of(arm: str, n: int) -> int:
+    return STEPS // 2 if arm == "half the steps" or n == 1 else 3 * STEPS if "long" in arm else STEPS
+
+
 def trained(arm: str, n: int, seed: int) -> Transformer:
-    steps = STEPS // 2 if arm == "half the steps" or n == 1 else 3 * STEPS if "long" in arm else STEPS
-    return fit(made(arm, n, seed), steps, seed)
+    return fit(made(arm, n, seed), steps_of(arm, n), seed)
 
 
 def by_rule(model: Transformer, rows: Rows) -> list[float]:
@@ -157,16 +160,8 @@ def record(
     method: str, n: int, seed: int, found: dict[str, float], start: float, dataset: str = "letter strings"
 ) -> dict[str, Any]:
     where = provenance(torch.device("cpu"), time.perf_counter() - start, "python results/studies/field_see.py")
-    config: dict[str, float] = {
-        "alphabets": n,
-        "steps": STEPS,
-        "rows": ROWS,
-        "pool": POOL,
-        "rounds": ROUNDS,
-        "ask": ASK,
-        "each": EACH,
-    }
-    config |= {"more": MORE, "lr": LR, "alpha": ALPHA}
+    config: dict[str, float] = {"alphabets": n, "steps": steps_of(method, n), "rows": ROWS if n > 1 else ROWS // 8}
+    config |= {"pool": POOL, "rounds": ROUNDS, "ask": ASK, "each": EACH, "more": MORE, "lr": LR, "alpha": ALPHA}
     return {
         "method": method,
         "dataset": dataset,
