@@ -372,9 +372,9 @@ table(["alphabets", "points of right answers"], rows)
 # - **Copies are learned, and stay copies.** Nearly all of them are answered. With 8 alphabets the rows that need the
 #   alphabet are fitted less well for it: half of the examples say nothing about it.
 # - **Alphabets** do what they do there (with copies 34.2% on new ones from 20, 94.5% from 200): from 8, new ones are close
-#   to the floor, from 40 they are not.
-# - **Controls**: one alphabet gives copies nothing to improve; novel transformations are at the floor for all (about 10%
-#   there).
+#   to the floor, from 40 they are not. (Without copies seeds differ so much that the interval includes zero.)
+# - **Controls**: one alphabet gives copies nothing to improve; novel transformations stay near the floor for all (about 10%
+#   there); what copies add is small, though its interval excludes zero.
 # - **Worst group**: `succ` or `pred` is close to zero in every arm. `extend` and `sort` carry the mean.
 #
 # ## Where do the heads look?
