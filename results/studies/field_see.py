@@ -1,6 +1,6 @@
 """Do copying rows teach analogies? Arms of equal steps, few and many alphabets: results/field_see.json.
 
-python results/studies/field_see.py          (five seeds, or three; a run that is in the file already is not made again)
+python results/studies/field_see.py          (a run that is in the file already is not made again; `40`: only those of 40 alphabets)
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from caml_core.meta import add_to_gradient, meta_gradient
 from caml_core.runs.records import provenance, read_records, write_records
 
 FILE = Path(__file__).parent.parent / "field_see.json"
-SEEDS, STEPS, ROWS = range(5), 2000, 4000  # three seeds unless there are 40 alphabets
+SEEDS, STEPS, ROWS = range(3), 8000, 4000
 PLAIN = tuple(range(SIZE))
 TASKS: list[tuple[str, int]] = [
-    ("plain", 40), ("copy", 40), ("half the steps", 40), ("plain", 8), ("copy", 8), ("plain", 1), ("copy", 1),
-    ("asked", 8),
+    ("copy", 40), ("plain", 40), ("twice the rows", 40), ("half the steps", 40), ("copy", 8), ("plain", 8),
+    ("asked", 8), ("copy", 1), ("plain", 1),
 ]  # fmt: skip
 POOL, ROUNDS, ASK, EACH, MORE = 24, 2, 6, 40, 150  # alphabets; rounds of ASK alphabets, EACH answers; further steps
 LR, ALPHA = 4e-3, 0.1
@@ -40,7 +40,7 @@ def world(seed: int, n: int) -> tuple[list[Alphabet], list[Alphabet], list[Alpha
 
 
 def made(arm: str, n: int, seed: int) -> Rows:
-    rows = ROWS if n > 1 else ROWS // 8  # one alphabet has few problems
+    rows = ROWS * (1 + (arm == "twice the rows")) if n > 1 else ROWS // 8  # one alphabet has few problems
     return draw_rows(world(seed, n)[0], TRAINED, rows, seed, copy="copy" in arm)
 
 
@@ -176,19 +176,26 @@ def record(
     }
 
 
-if __name__ == "__main__":
+def main(only: list[int]) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    records = read_records(FILE) if FILE.exists() else []
+    folder = FILE.with_suffix(".work")
+    folder.mkdir(exist_ok=True)
     for arm, n in TASKS:
-        for seed in SEEDS if n == 40 else SEEDS[:3]:
-            start = time.perf_counter()
-            have = {(r["method"], r["config"]["alphabets"], r["seed"]) for r in records}
-            if arm == "asked":
-                if ("nothing asked", n, seed) not in have:
-                    for name, found in asked(trained("copy", n, seed), seed).items():
-                        records.append(record(name, n, seed, found, start, "asking"))
-            elif (arm, n, seed) not in have:
-                records.append(record(arm, n, seed, judge(trained(arm, n, seed), n, seed), start))
-            write_records(FILE, records)
-            print(arm, n, seed, f"{time.perf_counter() - start:.0f} s", records[-1]["metrics"], file=sys.stderr)
+        for seed in SEEDS:
+            start, part = time.perf_counter(), folder / f"{arm} {n} {seed}.json"
+            if (not only or n in only) and not part.exists():
+                if arm == "asked":
+                    found = asked(trained("copy", n, seed), seed)
+                    records = [record(name, n, seed, values, start, "asking") for name, values in found.items()]
+                else:
+                    records = [record(arm, n, seed, judge(trained(arm, n, seed), n, seed), start)]
+                write_records(part, records)
+                print(arm, n, seed, f"{time.perf_counter() - start:.0f} s", records[-1]["metrics"], file=sys.stderr)
+    parts = [folder / f"{arm} {n} {seed}.json" for arm, n in TASKS for seed in SEEDS]
+    if all(part.exists() for part in parts):
+        write_records(FILE, [one for part in parts for one in read_records(part)])
+
+
+if __name__ == "__main__":
+    main([int(n) for n in sys.argv[1:]])
