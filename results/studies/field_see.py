@@ -1,6 +1,8 @@
 """Do copying rows teach analogies? Arms of equal steps, few and many alphabets: results/field_see.json.
 
-python results/studies/field_see.py          (a run that is in the file already is not made again; `40`: only those of 40 alphabets)
+python results/studies/field_see.py
+
+A run that is in its folder already is not made again; with `40` only those of 40 alphabets are made.
 """
 
 from __future__ import annotations
