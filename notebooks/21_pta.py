@@ -21,9 +21,9 @@
 # **You will be able to** weigh sensors by the loss of a held-out set, split that gradient into what a fixed head sees
 # and what the head's training adds, align weak sensors with their weighted mean, and say when all this wins nothing.
 #
-# > **Before you start.** Chapter [11](11_hypergradients.ipynb) has the gradient through a training run, chapter
-# > [02](02_last_layer.ipynb) the held-out set that repairs a head. On a laptop with two cores this takes about one
-# > minute and 1 GB of memory; no GPU is needed. Nothing is downloaded. The full experiment is read from stored records.
+# > **Before you start.** Chapter [11](11_hypergradients.ipynb) has the gradient through a training run. On a laptop
+# > with two cores this takes about one minute and 1 GB of memory; no GPU is needed. Nothing is downloaded. The full
+# > experiment is read from stored records.
 
 # %% tags=["hide-input"]
 import os

@@ -23,9 +23,9 @@
 # **You will be able to** write a mixture of rules and its likelihood, search a rule by score tests, move a mixture with
 # a hundred answers, use its experts as groups that nobody labelled, and say when none of this should help.
 #
-# > **Before you start.** Chapter [02](02_last_layer.ipynb) has groups and heads, chapter [04](04_active_queries.ipynb)
-# > queries. On a laptop with two cores this takes about one minute and 1 GB of memory; no GPU is needed. Nothing is
-# > downloaded. The full experiment is read from stored records.
+# > **Before you start.** Chapter [02](02_last_layer.ipynb) has groups and heads. On a laptop with two cores this takes
+# > about one minute and 1 GB of memory; no GPU is needed. Nothing is downloaded. The full experiment is read from
+# > stored records.
 
 # %% tags=["hide-input"]
 import os

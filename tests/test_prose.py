@@ -19,14 +19,17 @@ PAGES = sorted((ROOT / "book").glob("*.md"))
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]*)\)")
 #: What is said with an acronym that the glossary does not list by itself.
 SPELLED = {
+    "ACE": "adaptive cosine estimator",
     "BADGE": "batch active learning by diverse gradient embeddings",
     "BALD": "Bayesian active learning by disagreement",
     "BERT": "bidirectional encoder representations from transformers",
     "CE": "cross-entropy",
+    "CEM": "constrained energy minimisation",
     "CG": "conjugate gradients",
     "CLIP": "contrastive language-image pre-training",
     "CNN": "convolutional neural network",
     "CRT": "classifier retraining",
+    "DCT": "discrete cosine transform",
     "DDIM": "denoising diffusion implicit model",
     "DRO": "distributionally robust optimisation",
     "EIIL": "environment inference for invariant learning",
