@@ -57,7 +57,7 @@ if "google.colab" in sys.modules:
 # %% [markdown]
 # ## Three sensors, one of them wrong
 #
-# PTA (purify-then-align; Weng et al., 2026) was made for radar, WiFi and RFID tags that watch people move. This is our
+# PTA (purify-then-align; Weng et al., 2026) was made for radar, WiFi and radio tags that watch people move. This is our
 # own small version, after the code that the authors released: digits in the place of people, three sensors in the place
 # of three radios. The sensors, what is wrong with them, and everything about exact gradients are ours.
 #
@@ -111,6 +111,7 @@ def right(network, data, present):
     return 100 * (logits.argmax(dim=2) == data.y).float().mean(dim=1)
 
 
+# %%
 alone = [Network(SEEDS, torch.ones(len(SEEDS), 1)) for _ in "ABC"]
 for m, network in enumerate(alone):
     fit(network, one(train, m), one(held, m), OFF.bool(), OFF)

@@ -277,6 +277,7 @@ for name, p in answers.items():
     )
 
 
+# %% tags=["hide-input"]
 def table(head, rows, foot=""):
     """A table in Markdown: a list of texts for each row."""
     align = [":--", *["--:"] * (len(head) - 1)]
@@ -320,6 +321,7 @@ def cell(found, metric):
     return "{:.1f} ± {:.1f}".format(*mean(found, metric))
 
 
+# %% tags=["hide-input"]
 rows = [[m, *(cell(runs(m, w), "mcc") for w in worlds)] for m in methods]
 source_line = describe(runs("PASM", worlds[0])).split("; torch")[0]
 table(["MCC", *worlds], rows, source_line)
@@ -373,8 +375,8 @@ gain = paired_difference(
 assert gain["low"] > 3
 
 # %% [markdown]
-# - **With three rules the order of the abstract comes back**: ahead of boosting, MAML, a mixture of networks and one formula,
-#   each for sure, and ahead of the rules as they were before the hundred answers.
+# - **With three rules the order of the abstract comes back**: ahead of boosting, model-agnostic meta-learning (MAML), a
+#   mixture of networks and one formula, each for sure, and ahead of the rules as they were before the hundred answers.
 # - **But the number was given.** By price, three of five seeds stop at two rules, and then nothing is sure any more. The reason
 #   is the theme of this book: inertia is 14% of the sources, and a rule for so few does not pay for its constants there.
 #   The rule that the third state needs most is the one that the sources can least afford.
@@ -464,10 +466,9 @@ assert best - gains["random"][most] < 3
 table(["MCC", *(f"{n} answers" for n in budgets)], rows)
 
 # %% [markdown]
-# No rule beats a draw. What the hundred have to tell is *how many* of each kind live there, a mean over households, and for a
-# mean a fair sample is hard to beat. (Chapter [04](04_active_queries.ipynb) found the same for shortcuts that are
-# common in the pool.) CAML is the neighbour: it, too, keeps what the sources taught as a prior and lets few answers move it,
-# chapter [07](07_caml.ipynb); chapter [19](19_luma.ipynb) has that in closed form.
+# No rule beats a draw. What the hundred have to tell is *how many* of each kind live there, a mean over households, and
+# for a mean a fair sample is hard to beat. CAML is the neighbour: it, too, keeps what the sources taught as a prior and
+# lets few answers move it, chapter [07](07_caml.ipynb); chapter [19](19_luma.ipynb) has that in closed form.
 #
 # %% [markdown]
 # ## What differs from the paper, and what could not be checked

@@ -82,7 +82,7 @@ print(len(train), "to train on,", len(val), "labelled later,", len(test))
 
 # %% [markdown]
 # The model: an EfficientNet-Lite0 that has seen ImageNet, with a last layer trained on these birds. Yours may be a timm or
-# torchvision model with weights in safetensors, an ONNX file, an exported program, or any `nn.Module`.
+# torchvision model with weights in safetensors, a file in the Open Neural Network Exchange format (ONNX), an exported program, or any `nn.Module`.
 
 # %%
 from caml_core.dac import put_head
@@ -204,7 +204,7 @@ assert known.group_counts.min() >= 10
 # ## Repair: which way, and how sure?
 #
 # With a hundred answers one can retrain the last layer on them (DFR), continue from the old one, edit the support set
-# (HSFM), or let a linear model of the answers guess the attribute of *everybody else* and run DFR on all labelled pictures.
+# (HSFM, chapter [10](10_hsfm.ipynb)), or let a linear model of the answers guess the attribute of *everybody else* and run DFR on all labelled pictures.
 # Every way is scored by cross-validation on answers that it did not see; what is chosen inside a way is chosen inside the
 # fold. The interval is that of its gain over leaving the head alone.
 
@@ -298,6 +298,7 @@ def values(rows, metric):
     ]
 
 
+# %% tags=["hide-input"]
 def moved(rows, after, before):
     """Difference of two worst groups of the same runs, with its interval."""
     sides = [

@@ -33,15 +33,20 @@ SPELLED = {
     "DDIM": "denoising diffusion implicit model",
     "DRO": "distributionally robust optimisation",
     "EIIL": "environment inference for invariant learning",
+    "EM": "expectation-maximisation",
     "GroupDRO": "group distributionally robust optimisation",
     "KFAC": "Kronecker-factored approximate curvature",
     "LEIA": "low-rank error-informed adaptation",
     "LQR": "linear-quadratic regulator",
     "LUMA": "tractable uncertainty-aware meta-learning",
     "MAP": "maximum a posteriori",
+    "MCC": "Matthews correlation coefficient",
     "MLP": "multilayer perceptron",
+    "ONNX": "Open Neural Network Exchange",
     "ORCA": "online reasoning calibration",
+    "PASM": "population adaptive symbolic mixture of experts",
     "PCA": "principal component analysis",
+    "PTA": "purify-then-align",
     "QR": "QR decomposition",
     "RBF": "squared exponential kernel",
     "SELF": "selective last-layer finetuning",
@@ -54,7 +59,7 @@ KNOWN = set(
     re.findall(
         r"\w+",
         "AI API CPU CSV CUDA FAQ GB GPU HTML HTTP ID JSON KB MB OK PDF PNG RAM RGB SSD TPU URL US "
-        "CIFAR COCO CUB MNIST RAIL SUN WILDS BSD CC MIT II III IV VI VII",
+        "CIFAR COCO CUB GPT MM MNIST RAIL SUN WILDS BSD CC MIT II III IV VI VII",
     )
 )
 AMERICAN = {
