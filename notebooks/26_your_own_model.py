@@ -151,8 +151,30 @@ figure.update_layout(meta={"alt": alt})
 
 # %% [markdown]
 # That is the moment. Nobody had to name a background: it is what the pictures of a slice have in common. `python -m
-# caml_core audit` writes such sheets to one page, with what the model looks at, and what is near. Since we know the
-# answer, we can score the search:
+# caml_core audit` writes such sheets to one page, with what the model looks at, and what is near.
+#
+# A CLIP can put it into words. With $z$ the embeddings of pictures, $\bar z$ their means in the slice and in the rest of its
+# class, and $t$ that of a text, texts with a large $t^\top (\bar z_{\text{slice}} - \bar z_{\text{rest}})$ say what the
+# slice has more of. The book's small CLIP of chapter [13](13_tiny_clip.ipynb) knows birds; for other pictures take a real one.
+
+# %%
+from caml_core.own.words import words
+from caml_core.pictures.clip import load_clip
+
+clip = load_clip("tiny", device="cpu")
+texts = [
+    f"a {colour} {name} on {place}"
+    for colour in ("red", "blue")
+    for place in ("land", "water")
+]
+said = words(clip, val, worst, texts)
+for text, nearer in said:
+    print(f"{text:24}{nearer:+.2f}")
+wrong_place = "land" if name == "waterbird" else "water"
+assert said[0][0].endswith(wrong_place)
+
+# %% [markdown]
+# Since we know the answer, we can score the search:
 
 # %%
 share = truth[1].is_minority[worst.rows].double().mean().item()
@@ -178,10 +200,21 @@ from caml_core.own.ask import (
     write_folder,
 )
 from caml_core.own.label import labeller
+from caml_core.own.repair import repair
 
 rows = queue(val.y, found.logits, found.slices, 100)
 file = write_folder(Path(tempfile.mkdtemp()), val, rows)
-widget = labeller(file, ["land", "water"])  # to answer: display(widget)
+
+
+def told():
+    """What the answers so far have changed; the widget asks every 20."""
+    known = read_answers(file, found.features[1])
+    sides = found.features[0], known, found.head, found.features[1]
+    return repair(*sides, ways=["leave alone", "dfr"]).advice
+
+
+# To answer: display(widget)
+widget = labeller(file, ["land", "water"], told=told)
 print(file.name, "has", len(read_lines(file)), "lines; the first:")
 print(read_lines(file)[0])
 
@@ -209,8 +242,6 @@ assert known.group_counts.min() >= 10
 # fold. The interval is that of its gain over leaving the head alone.
 
 # %%
-from caml_core.own.repair import repair
-
 WAYS = ["leave alone", "dfr", "dfr, groups guessed", "continue, balanced"]
 done = repair(
     found.features[0], known, found.head, found.features[1], ways=WAYS

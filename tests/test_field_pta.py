@@ -77,10 +77,9 @@ def test_a_run_is_the_same_alone_and_beside_others(kind: type[Network]) -> None:
     for r in range(2):
         only = slice(r, r + 1)
         single = kind([3 + r], EQUAL)
-        parts = (Sensors(*(part[only] for part in data)) for data in (train, held))
-        torch.testing.assert_close(
-            fit(single, *parts, learn[only], pull[only], steps=20), path[:, only], atol=1e-3, rtol=0
-        )
+        one, its_held = (Sensors(*(part[only] for part in data)) for data in (train, held))
+        alone = fit(single, one, its_held, learn[only], pull[only], steps=20)
+        torch.testing.assert_close(alone, path[:, only], atol=1e-3, rtol=0)
         for name, value in single.maps.items():
             torch.testing.assert_close(value, both.maps[name][only], atol=1e-2, rtol=0)
     torch.testing.assert_close(path[-1, 1], EQUAL[0])  # a run that does not learn keeps its weights

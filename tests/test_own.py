@@ -18,6 +18,7 @@ from test_heads import features
 from torch import Tensor, nn
 
 from caml_core.__main__ import main
+from caml_core.data import load
 from caml_core.errors import CamlError
 from caml_core.features import standardise
 from caml_core.groups import GroupDataset
@@ -26,6 +27,8 @@ from caml_core.metrics import group_metrics
 from caml_core.own import ask, audit, models, repair
 from caml_core.own.label import SCRIPT, labeller
 from caml_core.own.slices import ALARM, Slice, find_slices
+from caml_core.own.words import words
+from caml_core.pictures.clip import load_clip
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +245,21 @@ def test_a_way_is_scored_on_answers_it_has_not_seen(splits: tuple[GroupDataset, 
         repair.repair(train, known.subset(torch.arange(12)), erm, val)
 
 
+def test_every_way_gives_a_head(splits: tuple[GroupDataset, ...], erm: Head) -> None:
+    train, val, _ = splits
+    known = val.subset(torch.arange(120))
+    for name, way in repair.WAYS.items():
+        assert way(train, known, val.subset(torch.arange(120, 400)), erm, 0).weight.shape == erm.weight.shape, name
+
+
+def test_words_tell_the_slice() -> None:
+    val = load("birdscapes", rho=0.95, seed=0, size=32, n_train=40, n_val=200, n_test=40, progress=False)[1]
+    rows = ((val.y == 0) & (val.a == 1)).nonzero().flatten()
+    one = Slice("by hand", 0, rows, len(rows), 90, 10, 60, 95)
+    texts = ["a red landbird on land", "a red landbird on water"]
+    assert words(load_clip("tiny", device="cpu"), val, one, texts)[0][0] == texts[1]
+
+
 # ---- models -------------------------------------------------------------------------------------------------
 
 
@@ -319,6 +337,27 @@ def test_a_model_comes_apart_and_together(kind: str, tmp_path: Path) -> None:
             repair.put_head(module, name, new)
             answers = module(pixels)
         torch.testing.assert_close(answers, new.logits(z), atol=1e-3, rtol=1e-3)
+
+
+def test_the_tower_of_a_clip_gives_features_for_a_new_head(tmp_path: Path) -> None:
+    import open_clip
+    from safetensors.torch import save_file
+
+    tower = {"image_size": 16, "layers": 1, "width": 64, "patch_size": 8}
+    reader = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}
+    config = {"embed_dim": 12, "vision_cfg": tower, "text_cfg": reader}
+    (tmp_path / "book-test.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    clip = open_clip.create_model("book-test").eval()
+    save_file(clip.state_dict(), tmp_path / "w.safetensors")
+    x = toy_split(6).x
+    network = models.load_model("open_clip:book-test", 2, x, weights=tmp_path / "w.safetensors")
+    pixels = models._scaled(x, (clip.visual.image_mean, clip.visual.image_std))
+    with torch.no_grad():
+        torch.testing.assert_close(network.features(x), clip.visual(pixels))
+    assert network.head.out_features == 2
+    with pytest.raises(CamlError, match="without weights"):
+        models.load_model("open_clip:book-test", 2, x)
 
 
 @pytest.mark.parametrize(

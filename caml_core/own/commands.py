@@ -13,8 +13,10 @@ from caml_core.runs.commands import Flags
 def own_flags(command: str, purpose: str) -> Flags:
     flags = Flags(command, purpose)
     flags.add_argument("path", type=Path, help="a folder or a csv of pictures, as in Bring your own data")
-    flags.add_argument("--model", help="timm:NAME, torchvision:NAME, FILE.onnx, FILE.pt2 or package.module:function")
-    flags.add_argument("--weights", type=Path, metavar="FILE.safetensors", help="of timm: and torchvision:")
+    flags.add_argument(
+        "--model", help="timm:, torchvision: or open_clip:NAME, FILE.onnx, FILE.pt2 or package.module:function"
+    )
+    flags.add_argument("--weights", type=Path, metavar="FILE.safetensors", help="of timm:, torchvision: and open_clip:")
     flags.add_argument("--size", type=int, default=224, help="side of a picture in pixels")
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -45,7 +47,8 @@ def go_own(command: str, argv: Sequence[str]) -> None:
     train, val, test = load(path=given.path, seed=given.seed, size=given.size, known=False)
     if given.model:
         network = models.load_model(given.model, len(train.class_names), train.x[:4], weights=given.weights)
-    found = audit.audit((train, val, test), network, seed=given.seed)
+    own_head = not (given.model or "").startswith("open_clip:")
+    found = audit.audit((train, val, test), network, own_head=own_head, seed=given.seed)
     print(audit.verdict(found))
     if command == "audit":
         said = f"python -m caml_core {command} {' '.join(argv)}"

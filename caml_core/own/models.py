@@ -3,6 +3,7 @@
 | what you give | how it is read |
 |:--|:--|
 | `timm:NAME`, `torchvision:NAME`, with weights | the library's network; weights from a safetensors file |
+| `open_clip:NAME`, with weights | the vision tower of a CLIP, without a head of its own: a new one is trained |
 | a `.onnx` file | ONNX Runtime; features are what its last Gemm or MatMul reads |
 | a `.pt2` file (`torch.export.save`) | PyTorch; features are what its last linear layer reads |
 | `package.module:function` | the `nn.Module` that the function returns |
@@ -26,7 +27,7 @@ from caml_core.networks import Backbone
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 AS_IT_IS = ((0.0,) * 3, (1.0,) * 3)
-KINDS = "timm:NAME, torchvision:NAME, FILE.onnx, FILE.pt2, or package.module:function"
+KINDS = "timm:NAME, torchvision:NAME, open_clip:NAME, FILE.onnx, FILE.pt2, or package.module:function"
 
 
 def load_model(
@@ -44,7 +45,7 @@ def load_model(
         CamlError: an unknown name, weights that do not fit, other classes, no linear layer at the end.
     """
     start, _, name = spec.partition(":")
-    named = start in ("timm", "torchvision")
+    named = start in ("timm", "torchvision", "open_clip")
     if Path(spec).suffix == ".onnx":
         return _held(*_from_onnx(Path(spec), n_classes), example, scale or AS_IT_IS)
     if Path(spec).suffix == ".pt2":
@@ -58,6 +59,10 @@ def load_model(
             import torchvision
 
             module = torchvision.models.get_model(name, weights=None, num_classes=n_classes)
+        elif start == "open_clip":
+            import open_clip
+
+            module = open_clip.create_model(name)
         else:
             module = pkgutil.resolve_name(spec)()
     except Exception as error:  # each library has its own
@@ -74,6 +79,9 @@ def load_model(
         except Exception as error:
             what = f"{weights} does not fit {spec} with {n_classes} classes: {str(error).splitlines()[0]}"
             raise CamlError(what, "the weights of this network, for the classes of your data", "check both") from error
+    if start == "open_clip":
+        tower, (mean, std) = module.visual, scale or (module.visual.image_mean, module.visual.image_std)
+        return Backbone(tower, tower.output_dim, n_classes, mean=mean, std=std).eval()
     return split_model(module, example, scale=scale or (IMAGENET if named else AS_IT_IS))
 
 

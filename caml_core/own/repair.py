@@ -24,7 +24,7 @@ from caml_core.device import stream_seed
 from caml_core.environments import regrouped
 from caml_core.errors import CamlError
 from caml_core.groups import GroupDataset
-from caml_core.heads import balanced_head, dfr, shares
+from caml_core.heads import afr, balanced_head, dfr, shares
 from caml_core.hsfm import hsfm
 from caml_core.hsfm_settings import PUBLISHED, scaled
 from caml_core.last_layer import Head, descend
@@ -65,6 +65,7 @@ WAYS: dict[str, Way] = {
     "dfr, groups guessed": _guessed,
     "continue, balanced": _continued,
     "hsfm": _edited,
+    "afr": lambda train, known, rest, head, seed: afr(train, known, seed=seed),
     "evals, no answers": lambda train, known, rest, head, seed: evals(
         train, regrouped(known, head, "inferred"), seed=seed
     ),

@@ -44,6 +44,7 @@ SIZES: dict[str, dict[str, Any]] = {
 RHO = {"birdscapes": (0.95, 0.5), "dominoes": (0.9, 0.5), "madlibs": (0.95, 0.5)}
 SEEDS = {True: range(5), False: range(20)}  # with a shortcut, without
 ASKED = 100
+WAYS = ("leave alone", "dfr", "dfr, groups guessed", "continue, balanced", "hsfm", "evals, no answers", "balanced")
 FAIR, BIASED = "fair", "like training"
 
 
@@ -103,7 +104,7 @@ def one(name: str, rho: float, seed: int, validation: str) -> dict[str, Any]:
     if rho > 0.5:
         known = val.subset(queue(val.y, logits, slices, ASKED, seed=seed))
         more["asked"] = dict(zip(known.group_names, known.group_counts.tolist()))
-        done = repair(train, known, head, val, seed=seed)
+        done = repair(train, known, head, val, seed=seed, ways=WAYS)
         more["chosen"] = done.way
         metrics |= {f"repaired, {key}": value for key, value in scores(done.head, test).items()}
         every = dfr(train, val, seed=seed)
