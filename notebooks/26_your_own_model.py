@@ -164,12 +164,12 @@ from caml_core.pictures.clip import load_clip
 clip = load_clip("tiny", device="cpu")
 texts = [
     f"a {colour} {name} on {place}"
-    for colour in ("red", "blue")
+    for colour in ("red", "yellow")
     for place in ("land", "water")
 ]
 said = words(clip, val, worst, texts)
 for text, nearer in said:
-    print(f"{text:24}{nearer:+.2f}")
+    print(f"{text:28}{nearer:+.2f}")
 wrong_place = "land" if name == "waterbird" else "water"
 assert said[0][0].endswith(wrong_place)
 
