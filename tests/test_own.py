@@ -30,6 +30,8 @@ from caml_core.own.slices import ALARM, Slice, find_slices
 from caml_core.own.words import words
 from caml_core.pictures.clip import load_clip
 
+pytest_plugins = ["book_fixtures"]
+
 
 @pytest.fixture(scope="module")
 def splits() -> tuple[GroupDataset, ...]:
@@ -439,7 +441,26 @@ def drawn(folder: Path, n: int = 1200) -> tuple[Path, Path]:
     return folder / "pets.csv", folder / "known.json"
 
 
-def test_commands_lead_from_a_folder_to_a_head(tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def looked_at(file: Path, axe: str) -> list[str]:
+    """What keeps people out of a page, light and dark, and whether it is wider than a telephone."""
+    found = []
+    with open_chromium() as chromium:
+        page = chromium.new_page(viewport={"width": 390, "height": 800})
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            page.goto(file.as_uri())
+            page.evaluate(axe)
+            tags = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
+            result = page.evaluate("tags => axe.run(document, tags)", tags)
+            found += [f"{scheme}: {one['id']}, {one['nodes'][0]['html'][:80]}" for one in result["violations"]]
+        if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
+            found.append("it is wider than 390 pixels")
+    return found
+
+
+def test_commands_lead_from_a_folder_to_a_head(
+    tmp_path: Path, cache: Path, axe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     table, known = drawn(tmp_path / "pets")
     how = [str(table), "--size", "16", "--seed", "3"]
     assert main(["audit", *how, "--model", "test_own:net", "--out", str(tmp_path / "untrained")]) == 0
@@ -449,6 +470,7 @@ def test_commands_lead_from_a_folder_to_a_head(tmp_path: Path, cache: Path, caps
     assert page.count("<img ") > 30
     assert "<script" not in page
     assert "http" not in page
+    assert looked_at(tmp_path / "report" / "report.html", axe) == []
     (record,) = json.loads((tmp_path / "report" / "record.json").read_text())
     assert record["verdict"] in capsys.readouterr().out
     assert record["slices"][0]["alarm"]

@@ -233,6 +233,7 @@ def compared(law: str, seed: int) -> tuple[list[dict[str, Any]], Mixture]:
         moved = {name: adapt(m, few.x, few.y) for name, m in rules.items()}
         answers: dict[str, Answer] = {name: lambda x, m=m: m.predict(x).numpy() for name, m in moved.items()}  # type: ignore[misc]
         answers["PASM, not adapted"] = lambda x: mixtures[k].predict(x).numpy()
+        answers["three rules, not adapted"] = lambda x: mixtures[3].predict(x).numpy()
         answers |= alone | networks(source, few, seed) | meta(source, few, seed)
         for name, make, settings in (
             ("logistic regression", logistic, [0.01, 0.1, 1.0, 10.0]),
