@@ -187,8 +187,8 @@ for m, name in enumerate("ABC"):
     print(f"{name}: fixed {fixed[m]:+.3f}, response {response[m]:+.3f}")
 
 # %% [markdown]
-# The differences agree with the *sum*. The package does the same for many runs at a time, and `purify` takes sixty steps
-# of Adam on $k$, once by the sum and once by the first part alone.
+# The differences agree with the *sum*. The package does the same for many runs at a time, and `purify` takes sixty
+# steps of Adam on $k$, once by the sum and once by the first part alone.
 
 # %%
 from caml_core.field.pta import purify, weight_gradient
@@ -217,8 +217,8 @@ for name, dash in (("exact", "solid"), ("fixed head", "dot")):
         shares = (100 * paths[name].mean(dim=1)[:, m]).numpy().round(2)
         figure.add_scatter(y=shares, name=sensor, line=look)
         figure.data[-1].showlegend = name == "exact"
-alt = {"alt": "Weights of three sensors by round; that of C falls to zero."}
-title = "A held-out set unplugs C (dotted: at a fixed head)"
+alt = {"alt": "Weights of three sensors by round; C falls below a tenth."}
+title = "A held-out set turns C down (dotted: at a fixed head)"
 assert max(path[-1][:, 2].max() for path in paths.values()) < 0.25
 figure.update_layout(title=title, xaxis_title="round", meta=alt)
 figure.update_yaxes(title="weight (%)")
@@ -229,11 +229,13 @@ figure.update_yaxes(title="weight (%)")
 # A sensor that will work alone has a weak sensor's features, but in training it may look at the teacher's. PTA adds to
 # the task's loss a distance between each sensor's features and the teacher's,
 #
-# $$L_{\text{task}} + \lambda\, \frac1M \sum_m \lVert \bar z_m - \mathrm{stop}(\bar t) \rVert^2 ,$$
+# $$L_{\text{task}} + \frac{\lambda}{|P|} \sum_{m \in P} \tfrac{1}{32} \lVert \bar z_m - \mathrm{stop}(\bar t) \rVert^2 ,$$
 #
-# where the bar is the same layer norm, and the teacher itself gets no gradient. (Without the norm one could shrink all
-# features and call it alignment. The release measures the distance through a small diffusion model; we come to that.) All sensors share one head. Each batch sees a random set of them; whoever is absent is replaced by the
-# weighted mean of those present. One batch by hand:
+# where $P$ are the sensors present, two or more, the bar is the same layer norm, and the teacher itself gets no
+# gradient. (Without the norm one could shrink all features and call it alignment. The release measures the distance
+# through a small diffusion model; we come to that.) All sensors share one head. Each batch sees a random set of them.
+# In training those present count equally, and the absent are replaced by the weighted mean of the present; at test all
+# are weighed by $w$. The distances of one batch by hand:
 
 # %%
 network = Network(SEEDS, torch.full((len(SEEDS), 3), 1 / 3))
@@ -309,9 +311,9 @@ assert gain.abs().max() < 4
 # %% [markdown]
 # ## The full record
 #
-# Five seeds; all arms start from the same first weights and see the same batches; the strength of alignment is chosen
-# for each arm on the held-out set. Means with 95% intervals over seeds. "Worst" is the worse of two groups of test
-# examples: those where C shows static, and those where it shows another digit.
+# Five seeds; all arms but the two of diffusion start from the same first weights and see the same batches; the strength
+# of alignment is chosen for each arm on the held-out set. Means with 95% intervals over seeds. "Worst" is the worse of
+# two groups of test examples: those where C shows static, and those where it shows another digit.
 
 # %%
 from caml_core.runs.records import describe, paired_difference, stored
@@ -350,8 +352,8 @@ foot = describe(of("aligned, learned", "C bad")).split("; torch")[0]
 table(["C bad, percent", *HEAD], rows, foot)
 
 # %% [markdown]
-# And the question of the control, asked of the whole record: how much do learned weights add where C is wrong always, in
-# half of the examples, or never; and where all three sensors are alike?
+# And the question of the control, asked of the whole record: how much do learned weights add where C is wrong always,
+# in half of the examples, or never; and where all three sensors are alike?
 
 # %% tags=["hide-input"]
 WORLDS = ["C bad", "C half bad", "C fine", "all equal"]
@@ -367,7 +369,7 @@ for w in WORLDS[:2]:
 for w in WORLDS[2:]:
     assert max(abs(gains[f"{w}: {s}"]["mean"]) for s in ("BC", "ABC")) < 1
 assert gains["C bad: B"]["low"] < 0  # not for B alone
-title = "Learned weights win where a sensor is wrong, and only there"
+title = "Learned weights win where C is wrong and in the set"
 label = "right with learned less equal weights, points"
 colours = {"difference": book.LABEL}
 figure = book.interval_rows(
@@ -405,20 +407,19 @@ assert all(low < 0 < high for low, high in (bounds[2], bounds[4]))
 table(["C bad", "points"], rows)
 
 # %% [markdown]
-# - **Purify works.** The weight of C goes to a few percent, and whoever has only B and C left gains most: the bad sensor no
-#   longer drowns the weak one. At no contamination nothing is gained, as it should be.
-# - **Align helps a little**: a sensor that works alone does better after training towards the mean. But the student
-#   B is *not* better than B trained alone from the start, and the purified teacher does not help it more than the
-#   unpurified one. Sixteen noisy numbers hold what they hold.
-# - **Diffusion hurts** at this size: a denoiser has to be learned from 400 pictures. (Summaries of the paper also
-#   report that it can harm when a student is very noisy.)
+# - **Purify works** in sets that hold C. Its weight goes down to 2 to 16%, by seed, and B with C gets back to what B
+#   has alone. Without C in the set, or with C fine, no gain was seen.
+# - **Align helps a little**: with learned weights, A and B do better alone after alignment. B is not seen to be better
+#   than B trained alone from the start, and the purified teacher does not help it more than the unpurified one.
+# - **Diffusion cost points here.** Our version trains the head on the denoised features and tests it on raw ones; that,
+#   or the few pictures that the denoiser learns from, may be why. We did not separate them.
 # - **An oracle that trusts A only is worse** than weights from the held-out set: B is weak, not useless.
 #
 # ## Was the rest of the gradient missed?
 #
-# The release leaves out the head's response. Above both paths were the same. The record has the whole comparison: frozen
-# features, five seeds, and three ways for C to be wrong. In *C breaks, seen* C is fine in training, but not in the held-out
-# set and the test; in *not seen* the held-out set is like training, and only the test differs.
+# The release leaves out the head's response. Above both paths were nearly the same. The record has the whole
+# comparison: frozen features, five seeds, and three ways for C to be wrong. In *C breaks, seen* C is fine in training,
+# but not in the held-out set and the test; in *not seen* the held-out set is like training, and only the test differs.
 
 # %% tags=["hide-input"]
 rows, losses = [], {}
@@ -459,30 +460,31 @@ table(
 )
 
 # %% [markdown]
-# The shortcut in the release costs nothing here: where there is something to find, the first part points almost where the
-# whole gradient does. Three weights are few, and what they do to a held-out example directly outweighs what they do to the
-# head. HSFM is the other extreme, chapter [11](11_hypergradients.ipynb): there the edited features are *only* seen through
-# the head's training, the first part is zero, and the response is all there is.
+# What the release leaves out costs nothing that we could see: where there is something to find, the first part points
+# almost where the whole gradient does (the cosine is that of the first step), and the test losses are alike. HSFM is
+# the other extreme, chapter [11](11_hypergradients.ipynb): there the edited features are *only* seen through the head's
+# training, the first part is zero, and the response is all there is.
 #
-# The last block matters more. **If the held-out set has the same fault as training, no gradient finds it.** That is the
-# old lesson of chapter [02](02_last_layer.ipynb): the method is as good as the held-out set is fair.
+# The last block matters more. **If the fault does not show in the held-out set, neither gradient finds it.** That is
+# the old lesson of chapter [02](02_last_layer.ipynb): the method is as good as the held-out set.
 #
 # ## What differs from the paper, and what could not be checked
 #
 # - Digits for people, made-up sensors for radios, two small layers for pretrained encoders; one token for 32.
-# - From the released code: weights by softmax, the weighted mean as a teacher without a gradient, random sets of sensors, the
-#   mean in place of the absent, a step on the weights every few batches by the held-out loss at fixed networks; DiffKD for
-#   alignment. The release as published does not run (names that are not defined, shapes that cannot fit); we read it.
+# - From the released code: weights by softmax, the weighted mean as a teacher without a gradient, random sets of
+#   sensors, the mean in place of the absent, a step on the weights every few batches by the held-out loss at fixed
+#   networks; DiffKD for alignment. The release as published does not run (names that are not defined, shapes that
+#   cannot fit); we read it.
 # - Ours: the layer norm before the head, plain alignment, exact weights, every control, the worst group.
 # - Their tables (MM-Fi, XRF55) could not be read, so no number of theirs stands here.
 # - Five seeds, one data set, one size. Alignment strength was chosen on the same held-out set that chose the weights.
 #
 # ## What we saw
 #
-# - A sensor learned by heart looked perfect in training; a hundred held-out examples unplugged it.
+# - A sensor learned by heart looked perfect in training; a hundred held-out examples turned it down.
 # - The gain was in the sets where the bad sensor used to drown a weak one, and it vanished without contamination.
 # - Alignment helped modestly; it did not lift the weak sensor above one trained alone. Diffusion cost points.
-# - The gradient at a fixed head was enough. A held-out set with the same fault was not.
+# - The gradient at a fixed head was enough. A held-out set that did not show the fault was not.
 #
 # ## Two quick questions
 #
@@ -522,18 +524,18 @@ table(
 #
 # ## Exercises
 #
-# **Exercise 1: why a layer norm?** Suppose the head saw $t$ itself and alignment compared $z_m$ with $t$. Find a change of
-# all features that lowers the alignment loss and leaves every answer as it is.
+# **Exercise 1: why a layer norm?** Suppose the head saw $t$ itself and alignment compared $z_m$ with $t$. Find a change
+# of all features that lowers the alignment loss and leaves every answer as it is.
 #
 # <details><summary>Solution 1</summary>
 #
-# Multiply all features by a small number and divide the head's weights by it. Distances shrink, answers stay. With the norm
-# on both sides the size of the features has no effect.
+# Multiply all features by a small number and divide the head's weights by it. Distances shrink, answers stay. With the
+# norm on both sides the size of the features has no effect.
 #
 # </details>
 #
-# **Exercise 2: how small may the held-out set be?** Purify with 10, 20, 50 and 100 held-out examples. From which on does C
-# get less than a fifth of the weight?
+# **Exercise 2: how small may the held-out set be?** Purify with 10, 20, 50 and 100 held-out examples. What is the
+# smallest set with which C gets less than a fifth of the weight?
 
 # %% tags=["hide-cell", "solution"]
 # @title Solution 2 { display-mode: "form" }
@@ -542,17 +544,17 @@ for n in (10, 20, 50, 100):
     path = purify(z, train.y, held_z[:, :, :n], held.y[:, :n])
     share[n] = path[-1][:, 2].mean().item()
     print(f"{n} held-out examples: C has {100 * share[n]:.0f}% of the weight")
-assert share[100] < 0.2
-# Ten are enough: C is wrong about nearly all of them.
+assert max(share.values()) < 0.3
+# A mean of two runs: ten are about enough, as C is wrong on nearly all.
 
 # %% [markdown]
 # ## References
 #
-# - P. Weng et al., [Purify-then-align: towards robust human sensing under modality missing with knowledge distillation from
-#   noisy multimodal teacher](https://arxiv.org/abs/2604.05584), 2026; its code is
+# - P. Weng et al., [Purify-then-align: towards robust human sensing under modality missing with knowledge distillation
+#   from noisy multimodal teacher](https://arxiv.org/abs/2604.05584), 2026; its code is
 #   [Vongolia11/PTA](https://github.com/Vongolia11/PTA).
 # - T. Huang et al., [Knowledge diffusion for distillation](https://arxiv.org/abs/2305.15712), 2023: DiffKD.
-# - M. Ren et al., [Learning to reweight examples for robust deep learning](https://arxiv.org/abs/1803.09050), 2018: weights
-#   from a clean held-out set.
+# - M. Ren et al., [Learning to reweight examples for robust deep learning](https://arxiv.org/abs/1803.09050), 2018:
+#   weights from a clean held-out set.
 # - P. Kirichenko et al., [Last layer re-training is sufficient for robustness to spurious
 #   correlations](https://arxiv.org/abs/2204.02937), 2023: DFR.

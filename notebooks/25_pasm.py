@@ -14,8 +14,8 @@
 # %% [markdown]
 # # PASM: rules that one can read, an expert for each population
 #
-# *In the spirit of* PASM (population adaptive symbolic mixture of experts; Qian and Dong, 2026), of which we could read the
-# abstract only, and there is no public code: grammar, search, router, adaptation and data are ours.
+# *In the spirit of* PASM (population adaptive symbolic mixture of experts; Qian and Dong, 2026), of which we could read
+# the abstract only, and there is no public code: grammar, search, router, adaptation and data are ours.
 #
 # **Question.** A model has learned from two states, most of whose households follow one rule. In a third state most
 # follow another. Do a hundred answers from there suffice, if what has to change can be read and is small?
@@ -60,15 +60,15 @@ if "google.colab" in sys.modules:
 # ## Three kinds of households
 #
 # A storm comes; who goes? The authors ask real households of Florida, Texas and Georgia. Ours are made by the program:
-# four flags (an order to go, pets, children, a mobile home) and ten numbers between 0 and 1 (risk as it is felt, notice,
-# storms lived through, ...). Each household has an **archetype**, which nobody observes:
+# four flags (an order to go, pets, children, a mobile home) and ten numbers between 0 and 1 (risk as it is felt,
+# notice, storms lived through, ...). Each household has an **archetype**, which nobody observes:
 #
 # - *order-followers* go if told to, less so with pets;
 # - *cost-benefit* weighs the risk, and wants notice;
 # - *inertia* leaves a mobile home, but not after many storms.
 #
-# Trust, income and tenure make one archetype more likely than another, and so does the state. In the two states to learn
-# from, order-followers are the majority; in the third, inertia is. One answer in twenty is false.
+# Trust, income and tenure make one archetype more likely than another, and so does the state. In the two states to
+# learn from, order-followers are the largest group; in the third, inertia is. One answer in twenty is false.
 
 # %%
 import torch
@@ -114,9 +114,9 @@ figure.update_yaxes(title="goes (%)", range=[0, 100])
 #
 # ## A mixture of rules
 #
-# A **rule** $g_k$ adds a few *terms*, each with a weight: a feature, a threshold such as `[notice > 0.40]`, or a product
-# with a flag. These are the pieces that make sense; products of two shares, or thresholds of flags, are not offered. A
-# **router** $\pi(x) = \mathrm{softmax}(V x)$ says who decides. With $\sigma$ the logistic function,
+# A **rule** $g_k$ adds a few *terms*, each with a weight: a feature, a threshold such as `[notice > 0.40]`, or a
+# product with a flag. These are the pieces that make sense; products of two shares, or thresholds of flags, are not
+# offered. A **router** $\pi(x) = \mathrm{softmax}(V x)$ says who decides. With $\sigma$ the logistic function,
 #
 # $$\log p(k, y \mid x) = \log \pi_k(x) + \log \sigma\big((2y - 1)\, g_k(x)\big) , \qquad
 # p(y \mid x) = \sum_k p(k, y \mid x) .$$
@@ -149,13 +149,14 @@ torch.testing.assert_close(ours, package)
 # %% [markdown]
 # ## Which term comes next?
 #
-# PASM lets a language model propose rules. Our stand-in tries *all* terms by a **score test**. Let a rule give household
-# $n$ the probability $p_n$, and let it count $r_n$. A new term $t$, starting from weight 0, promises to lower the loss by
-# about half of
+# PASM lets a language model propose rules. Our stand-in tries *all* terms by a **score test**. Let a rule give
+# household $n$ the probability $p_n$, and let it count $r_n$. A new term $t$, starting from weight 0, promises to lower
+# the loss by about half of
 #
 # $$\text{gain}(t) = \frac{\big(\sum_n r_n (y_n - p_n)\, t_n\big)^2}{\sum_n r_n p_n (1 - p_n)\, (t_n - \bar t)^2} .$$
 #
-# No fit is needed: two sums for each term. Suppose we knew who the order-followers are ($r = 1$ for them):
+# with $\bar t$ the mean of the term weighted by $r_n p_n (1 - p_n)$. No fit is needed: two sums for each term. Suppose
+# we knew who the order-followers are ($r = 1$ for them):
 
 # %%
 terms = typed_terms()
@@ -170,10 +171,11 @@ for n in gain.topk(3).indices:
 assert str(terms[gain.argmax()]) == "order"
 
 # %% [markdown]
-# A **beam search** goes on from the three best rules at a time, up to four terms, and keeps of all rules seen the one of
-# the lowest *price*: its loss plus $\tfrac12 \log N$ for each constant. So a term must earn its place.
+# A **beam search** goes on from the three best rules at a time, up to four terms, and keeps of all rules seen the one
+# of the lowest *price*: its loss plus $\tfrac12 \log N$ for each constant, thresholds included. So a term must earn its
+# place.
 #
-# Who follows which rule is not known, so one alternates, as expectation-maximisation (EM) does: share the households out,
+# Nobody knows who follows which rule, so we alternate, as expectation-maximisation (EM) does: share the households out,
 # $r_{nk} = p(k \mid x_n, y_n)$; search a rule for each share; fit all constants on $\log p(y \mid x)$. It starts from
 # rules with all features as they are, the best of five random starts.
 
@@ -190,15 +192,15 @@ print(rules)
 r = rules.log_joint(source.x, source.y).softmax(dim=1)
 
 # %% [markdown]
-# Nobody told it of archetypes; compare with the list above.
+# It was told that there are three, and nothing of archetypes; compare with the list above.
 #
 # ## A hundred answers
 #
-# In the third state the rules hold, but the router sends too many to the order-followers. Terms and thresholds stay; all
-# constants $c$ (weights and router) move, as the most probable ones under a Gaussian prior around the old values $c_0$
-# (maximum a posteriori):
+# In the third state the rules hold, but the router sends too many to the order-followers. Terms and thresholds stay;
+# all constants $\theta$ (weights and router) move, as the most probable ones under a Gaussian prior around the old
+# $\theta_0$ (maximum a posteriori):
 #
-# $$\min_c\; -\sum_{n=1}^{100} \log p(y_n \mid x_n; c) + \frac{\lambda}{2} \lVert c - c_0 \rVert^2 .$$
+# $$\min_\theta\; -\sum_{n=1}^{100} \log p(y_n \mid x_n; \theta) + \frac{\lambda}{2} \lVert \theta - \theta_0 \rVert^2 .$$
 #
 # Five-fold cross-validation on the hundred chooses $\lambda$.
 
@@ -228,9 +230,9 @@ assert "at least 5 of each" in said
 # ## The experiment, small
 #
 # Beside it: logistic regression, gradient boosting (`HistGradientBoosting`), one formula for all, and a mixture whose
-# rules are plain (all features, no search). Boosting learns from the sources, from both (each of the hundred counts ten),
-# or from the hundred only. MCC is the Matthews correlation coefficient (0: chance, 1: perfect). "The law itself" knows
-# the true probabilities: nobody does better.
+# rules are plain (all features, no search). Boosting learns from the sources, from both (each of the hundred counts
+# ten), or from the hundred only. MCC is the Matthews correlation coefficient (0: chance, 1: perfect). "The law itself"
+# knows the true probabilities: over the whole state nobody does better, in expectation.
 
 # %%
 from IPython.display import Markdown
@@ -290,10 +292,11 @@ table(["", "MCC", *KINDS], rows)
 # %% [markdown]
 # ## The full record
 #
-# Five seeds with their own states, everything tuned by the same five folds. *PASM* takes one to four rules, by price on the
-# sources; *three rules* is the same method that was told how many, which nobody knows in earnest. Four worlds: the third state has *other archetypes*; **control**: the same archetypes as the sources, *only features shift*;
-# **control**: *one rule for all*; and three rules *outside the grammar* (a ring, an odd number of flags, a wave). MCC in
-# hundredths, with 95% intervals over seeds.
+# Five seeds with their own states, everything tuned by the same five folds. *PASM* takes one to four rules, by price on
+# the sources; *three rules* is the same method that was told how many, which nobody knows in earnest. Four worlds: the
+# third state has *other archetypes*; **control**: the same archetypes as the sources, *only features shift*;
+# **control**: *one rule for all*; and three rules *outside the grammar* (a ring, an odd number of flags, a wave). MCC
+# in hundredths, with 95% intervals over seeds.
 
 # %%
 from caml_core.runs.records import describe, paired_difference, stored
@@ -348,7 +351,7 @@ for m in rivals[:3]:
     assert told[f"{worlds[0]}: {m}"]["low"] > 3
     assert chosen_k[f"{worlds[0]}: {m}"]["low"] < 0  # not for sure
 assert abs(told[f"{worlds[1]}: {rivals[0]}"]["mean"]) < 2
-title = "Rules that move are ahead, if there are enough of them"
+title = "Three rules given: ahead where archetypes differ"
 colours = {"three rules": book.LABEL, "PASM": book.MINORITY}
 label = "difference in MCC, hundredths"
 figure = book.interval_rows(gaps, title=title, x_title=label, colours=colours)
@@ -362,35 +365,48 @@ for world, found_here in chosen.items():
     right = sum(m["recovered"]["value"] for m in found_here) / len(found_here)
     size = sum(m["constants"]["value"] for m in found_here) / len(found_here)
     print(f"{world}: rules {counts}, {size:.0f} constants", end="; ")
-    print(f"{right:.0f}% of the three true rules found exactly")
+    if world in worlds[:2]:
+        print(f"{right:.0f}% of true rules have their variables and signs")
+    else:
+        print("other rules are true there")
 few_rules = [m["experts"]["value"] for m in chosen[worlds[0]]]
 assert sum(n < 3 for n in few_rules) >= 2
 assert all(m["experts"]["value"] == 1 for m in chosen[worlds[2]])
 boosting = runs("boosting, sources and 100", worlds[3])
 outside = paired_difference(runs("PASM", worlds[3]), boosting, "mcc")
 assert outside["low"] > 0
-gain = paired_difference(
-    runs("three rules", worlds[0]), runs("PASM, not adapted", worlds[0]), "mcc"
+gains = {
+    mine: paired_difference(
+        runs(mine, worlds[0]), runs(f"{mine}, not adapted", worlds[0]), "mcc"
+    )
+    for mine in ("three rules", "PASM")
+}
+for mine, gain in gains.items():
+    text = "{mean:+.1f} ({low:+.1f} to {high:+.1f})".format(**gain)
+    print(f"{mine}: a hundred answers are worth {text}")
+plain = paired_difference(
+    runs("three rules", worlds[0]), runs("plain experts", worlds[0]), "mcc"
 )
-assert gain["low"] > 3
+assert plain["low"] < 0 < plain["mean"]
 
 # %% [markdown]
-# - **With three rules the order of the abstract comes back**: ahead of boosting, model-agnostic meta-learning (MAML), a
-#   mixture of networks and one formula, each for sure, and ahead of the rules as they were before the hundred answers.
-# - **But the number was given.** By price, three of five seeds stop at two rules, and then nothing is sure any more. The reason
-#   is the theme of this book: inertia is 14% of the sources, and a rule for so few does not pay for its constants there.
-#   The rule that the third state needs most is the one that the sources can least afford.
-# - **The controls**: where only features shift, boosting is level, and moving with a hundred answers wins nothing. With one rule
-#   for all, price takes one rule, and everybody is as good as the law. Outside the grammar all are poor; several rules
-#   bend to what they cannot say, and are still ahead of boosting.
-# - **Exactly the true rules** are found now and then only: right variables with one too many is the usual result.
-
-# %% [markdown]
+# - **With three rules given** it is ahead of boosting, model-agnostic meta-learning (MAML), a mixture of networks and
+#   one formula, each for sure. Plain experts, three rules with all features and no search, come near it, and no
+#   interval parts them.
+# - **But the number was given.** By price, three of five seeds stop at two rules, and then it is no longer ahead of
+#   these for sure, and level with plain experts. A likely reason, not tested: inertia is rare in the sources, and a
+#   rule for so few hardly pays for its constants there. It is the theme of this book: the rule that the third state
+#   needs most is the one that the sources can least afford.
+# - **The controls**: where only features shift, boosting is level. With one rule for all, price takes one rule, and
+#   that is as good as the law. Outside the grammar all are poor; by price it takes three or four rules that bend to
+#   what they cannot say, and is ahead of boosting, but not of a mixture of networks.
+# - **The true rules** are found now and then only, often with a term or two too many.
+#
 # ## Groups that nobody labelled
 #
 # The book has two ways to guess groups: the errors of a first model (just train twice, JTT, chapter
-# [02](02_last_layer.ipynb)) and the environments of EIIL (environment inference for invariant learning; with two classes,
-# again the errors). Experts are a third: household $n$ belongs to the rule that explains its answer best.
+# [02](02_last_layer.ipynb)) and the environments of EIIL (environment inference for invariant learning; with two
+# classes, again the errors). Experts are a third: household $n$ belongs to the rule that explains its answer best.
 
 # %%
 from caml_core.environments import environments
@@ -415,15 +431,16 @@ for name, guess in guesses.items():
 for k, colour in enumerate((book.MAJORITY, book.LABEL, book.MINORITY)):
     y = [float(v[k]) for v in shares.values()]
     figure.add_bar(x=list(shares), y=y, name=KINDS[k], marker_color=colour)
-title = "Errors mix the archetypes; experts part them"
+title = "Errors mix the archetypes; these experts separate them better"
 alt = {"alt": "Archetypes in each group that JTT, EIIL and experts infer."}
 figure.update_layout(title=title, meta=alt, barmode="stack")
 figure.update_yaxes(title="households (%)", range=[0, 100])
 
 # %% [markdown]
-# Do such groups help another model? One linear head on all terms of the grammar, trained with groups that count the same,
-# by each guess (`caml_core.heads`). *Overlap* is the adjusted mutual information with the archetypes, in percent. All
-# heads choose their epoch by true archetypes of a validation set. Beside it PASM itself, before it sees the third state.
+# Do such groups help another model? One linear head on all terms of the grammar, trained with groups that count the
+# same, by each guess (`caml_core.heads`). *Overlap* is the adjusted mutual information with the archetypes, in percent.
+# All heads choose their epoch by true archetypes of a validation set. Beside it PASM itself, before it sees the third
+# state.
 
 # %% tags=["hide-input"]
 grouped = [r for r in records if r["config"].get("part") == "groups"]
@@ -439,9 +456,10 @@ assert mean(runs("JTT", worlds[0], grouped), "overlap")[0] < 5
 table(["", "overlap", "worst archetype (%)", "MCC"], rows)
 
 # %% [markdown]
-# Experts find something of the archetypes, errors next to nothing: in a mixture of rules an error is mostly bad luck. Yet a
-# *linear* head balanced by experts gains no more than one balanced by EIIL, and even the true archetypes lift it by a few
-# points only: no single head can follow three rules. Here the mixture itself is the remedy, not its groups.
+# Experts find something of the archetypes, errors next to nothing. Yet a *linear* head balanced by experts gains no
+# more than one balanced by EIIL, and the true archetypes lift it by a few points only. Before it moves, the mixture
+# itself is no better in MCC than such a head, and worse in its worst archetype. What it has more of is what a hundred
+# answers can move.
 
 # %% [markdown]
 # ## Whom to ask?
@@ -466,19 +484,19 @@ assert best - gains["random"][most] < 3
 table(["MCC", *(f"{n} answers" for n in budgets)], rows)
 
 # %% [markdown]
-# No rule beats a draw. What the hundred have to tell is *how many* of each kind live there, a mean over households, and
-# for a mean a fair sample is hard to beat. CAML is the neighbour: it, too, keeps what the sources taught as a prior and
-# lets few answers move it, chapter [07](07_caml.ipynb); chapter [19](19_luma.ipynb) has that in closed form.
-#
+# No way of asking was seen to beat a draw. Perhaps because what the hundred have to tell is *how many* of each kind
+# live there: a mean over households, and for a mean a fair sample is hard to beat. CAML is the neighbour: its sum over
+# rounds can be read as evidence for a prior that few answers then move, chapter [19](19_luma.ipynb).
+
 # %% [markdown]
 # ## What differs from the paper, and what could not be checked
 #
 # - We read the abstract: rules by a language model, subpopulations found in data, a router, 100 samples of a new state.
-#   Terms, beam search, price, the linear router and the prior are ours. A search over listed pieces is no language model:
-#   it knows nothing of hurricanes, and it cannot propose a term that is not listed.
-# - The abstract reports an MCC of 0.607 for Georgia after Florida and Texas, 0.404 for boosted trees (XGBoost), 0.333 for
-#   TabPFN, 0.434 for GPT-5-mini and at most 0.346 for MAML and prototypical networks. Our households are made up, so only
-#   the order can be compared. Their survey, TabPFN and language models were not run.
+#   Terms, beam search, price, the linear router and the prior are ours. A search over listed pieces is no language
+#   model: it knows nothing of hurricanes, and it cannot propose a term that is not listed.
+# - The abstract reports an MCC of 0.607 for Georgia after Florida and Texas, 0.404 for boosted trees (XGBoost), 0.333
+#   for TabPFN, 0.434 for GPT-5-mini and at most 0.346 for MAML and prototypical networks. Our households are made up,
+#   so only the order can be compared. Their survey, TabPFN and language models were not run.
 # - They report no significant disparity between subgroups after correction. We report the worst archetype instead.
 # - Everyone's threshold is one half; thresholds of rules come from a grid of $0.05$. Real tables cut into clusters were
 #   left out.
@@ -486,14 +504,14 @@ table(["MCC", *(f"{n} answers" for n in budgets)], rows)
 #
 # ## What we saw
 #
-# - A mixture of short rules could be read, and a hundred answers moved it to another state by its router.
-# - It was ahead of everything else when it was told the number of rules; chosen by price, it was not for sure.
+# - A mixture of short rules could be read, and a hundred answers moved its constants to another state.
+# - Told the number of rules, it was ahead of all but plain experts; with the number chosen by price, of none for sure.
 # - Where the rules stayed and only features shifted, or where one rule was enough, it won nothing.
-# - Its experts knew more of the archetypes than errors do. A single linear head could not use that.
+# - Its experts knew more of the archetypes than errors do. A single linear head gained nothing by that.
 #
 # ## Two quick questions
 #
-# **1.** Why does price choose two rules in sources where three are true?
+# **1.** Why may price choose two rules in sources where three are true?
 #
 # <details><summary>Because beam search cannot find the third</summary>
 #
@@ -529,13 +547,13 @@ table(["MCC", *(f"{n} answers" for n in budgets)], rows)
 #
 # ## Exercises
 #
-# **Exercise 1: the pull.** To what do the constants go for $\lambda \to \infty$, and for $\lambda \to 0$? What does each
-# mean for a state with five answers?
+# **Exercise 1: the pull.** To what do the constants go for $\lambda \to \infty$, and for $\lambda \to 0$? What does
+# each mean for a state with five answers?
 #
 # <details><summary>Solution 1</summary>
 #
-# To the old values, and to the most likely ones for the new answers alone. With five answers the second separates them by
-# chance, with huge weights; only a strong pull makes sense, and the folds should find that.
+# To the old values, and to the most likely ones for the new answers alone. With five answers the second separates them
+# by chance, with huge weights; only a strong pull makes sense, and the folds should find that.
 #
 # </details>
 #
@@ -564,14 +582,15 @@ losses = {
     for name, m in {"as it was": rules, "router": only, "all": moved}.items()
 }
 print(" ".join(f"{name} {loss:.3f}" for name, loss in losses.items()))
-assert losses["router"] < losses["as it was"]
-# Most of it: the rules are the same in both states, the households are not.
+assert losses["router"] < min(losses["as it was"], losses["all"])
+# More than enough, here: the rules are the same in both states, and moving
+# them by a hundred answers adds noise. (One run; its pull is set, not chosen.)
 
 # %% [markdown]
 # ## References
 #
-# - X. Qian and S. Dong, [PASM: population adaptive symbolic mixture-of-experts model for cross-location hurricane evacuation
-#   decision prediction](https://arxiv.org/abs/2604.00074), 2026.
+# - X. Qian and S. Dong, [PASM: population adaptive symbolic mixture-of-experts model for cross-location hurricane
+#   evacuation decision prediction](https://arxiv.org/abs/2604.00074), 2026.
 # - E. Z. Liu et al., [Just train twice: improving group robustness without training group
 #   information](https://arxiv.org/abs/2107.09044), 2021: JTT.
 # - E. Creager et al., [Environment inference for invariant learning](https://arxiv.org/abs/2010.07249), 2021: EIIL.
