@@ -112,15 +112,17 @@ usual = before["adjusted"]["value"]
 field = before["average"]["value"]
 print(f"on pictures like training: {usual:.0f}% right")
 print(f"in the field, where birds are anywhere: {field:.0f}%")
-assert usual > field + 15
+assert usual > 88
+assert field < 75
 
 # %% [markdown]
 # ## Find: which part of a class fails?
 #
 # A **slice** is a rule on the model's own features. It is learned on one half of the labelled pictures (which mistakes
 # go together?) and judged on the other, so that its error there is honest. The interval of its *gap*, error in the slice
-# less error in the rest of its class, counts all slices that were tried. An alarm is given when the gap is above 20
-# points for sure: without a shortcut, hard pictures alone reached 15 (see below).
+# less error in the rest of its class, counts all slices that were tried, since the worst of them is looked at. An alarm is
+# given when the gap is above 20 points for sure. Pictures can be hard without a shortcut; how often that gives a false alarm
+# is counted below.
 
 # %%
 from caml_core.own.audit import audit, verdict
@@ -129,7 +131,7 @@ found = audit((train, val, test), model)
 print(verdict(found))
 for one in found.slices[:4]:
     print(
-        f"{val.class_names[one.label]}, by {one.way}: {len(one.rows)} pictures,"
+        f"{val.class_names[one.label]}, by {one.way}: {one.n} judged,"
         f" error {one.error:.0f}% (rest {one.rest:.0f}%), gap at least"
         f" {one.low:.0f}"
     )
@@ -150,7 +152,7 @@ alt = "Eight pictures of the slice that fails above eight of the rest."
 figure.update_layout(meta={"alt": alt})
 
 # %% [markdown]
-# That is the moment. Nobody had to name a background: it is what the pictures of a slice have in common. `python -m
+# Nobody had to name the background: it is what the pictures of the slice share. `python -m
 # caml_core audit` writes such sheets to one page, with what the model looks at, and what is near.
 #
 # A CLIP can put it into words. With $z$ the embeddings of pictures, $\bar z$ their means in the slice and in the rest of its
@@ -239,7 +241,7 @@ assert known.group_counts.min() >= 10
 # With a hundred answers one can retrain the last layer on them (DFR), continue from the old one, edit the support set
 # (HSFM, chapter [10](10_hsfm.ipynb)), or let a linear model of the answers guess the attribute of *everybody else* and run DFR on all labelled pictures.
 # Every way is scored by cross-validation on answers that it did not see; what is chosen inside a way is chosen inside the
-# fold. The interval is that of its gain over leaving the head alone.
+# fold. The interval is that of its gain over leaving the head alone, over draws of the answers.
 
 # %%
 WAYS = ["leave alone", "dfr", "dfr, groups guessed", "continue, balanced"]
@@ -298,7 +300,7 @@ for name, metrics, colour in (
     names = [group["name"] for group in metrics["groups"]]
     right = [group["value"] for group in metrics["groups"]]
     figure.add_bar(x=names, y=right, name=name, marker_color=colour)
-title = "A hundred answers repair the groups that nobody had named"
+title = "After a hundred answers, and guesses for the rest"
 alt = {"alt": "Accuracy of four groups before and after the repair."}
 figure.update_layout(title=title, meta=alt, barmode="group")
 figure.update_yaxes(title="right (%)", range=[0, 100])
@@ -430,11 +432,30 @@ figure = book.interval_rows(lost, title=title, x_title=label, colours=colours)
 alt = {"alt": "Points of the worst group that a biased validation set costs."}
 figure.update_layout(meta=alt)
 
+
+# %% tags=["hide-input"]
+def fair_hundred_biased_all(d):
+    """A hundred answers about fair data less every group of biased data."""
+    sides = [
+        [
+            r | {"metrics": {"wga": r["metrics"][f"{k}, worst_group"]}}
+            for r in rows
+        ]
+        for k, rows in (
+            ("repaired", pick(d)),
+            ("dfr, all groups", pick(d, "like training")),
+        )
+    ]
+    return paired_difference(*sides, "wga")
+
+
+for d in DATA:
+    text = "{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+    text = text.format(**fair_hundred_biased_all(d))
+    print(f"{d}: a hundred fair answers less all biased ones {text}")
+
 # %% [markdown]
-# In validation data like training the search finds nothing: a few dozen mistakes in the few pictures that contradict the
-# shortcut are too few to learn a rule from. Guessing groups fails with it, and even somebody who knows *every* group is
-# left with a handful of the rare ones. A hundred answers about a fair set are worth more than all answers about a biased
-# one. So the first thing to collect is not attributes. It is pictures from where the model will be used.
+# BIASED TEXT
 #
 # ## Your pictures
 #
@@ -462,10 +483,10 @@ if MY_PICTURES:
 # - A slice with a high error need not be a shortcut. Look at it before you ask about it; the threshold of the alarm was set on
 #   other seeds of these same data, and yours may need another.
 # - Two attributes are enough for the examples here. Ask one question at a time, and run the audit again after a repair.
-# - Guessing groups assumes that a line in feature space tells the attribute. Backgrounds and digits are like that;
-#   subtle cues may not be. The cross-validation says so, if it is so.
-# - Domino, Spotlight and cleanlab's Datalab look for such slices, too, the first with words from CLIP. They were not run beside
-#   it; k-means on the features was.
+# - Guessing groups assumes that a linear rule on the features tells the attribute. Backgrounds and digits are like that; subtle
+#   cues may not be. The cross-validation shows where it does not.
+# - k-means on the features, four clusters a class, finds parts about as pure here. What the search adds is a judged error
+#   with an interval. Datalab's check for an underperforming group, as it comes, is in the last column of the table above.
 #
 # ## What we saw
 #
@@ -476,7 +497,7 @@ if MY_PICTURES:
 #
 # ## Two quick questions
 #
-# **1.** Why is a slice judged on another half than the one that it was learned from?
+# **1.** Why is a slice judged on the half that it was not learned from?
 #
 # <details><summary>To have more pictures</summary>
 #
@@ -486,7 +507,7 @@ if MY_PICTURES:
 #
 # <details><summary>Because a rule that was learned from mistakes finds mistakes where it learned, even in noise</summary>
 #
-# Yes. On the other half its error is what it would be on new pictures.
+# Yes. On the other half its error is honest, for one slice. The interval then counts all that were tried.
 #
 # </details>
 #
@@ -496,11 +517,12 @@ if MY_PICTURES:
 #
 # </details>
 #
-# **2.** Cross-validation says that "groups guessed" gains 54 points, with an interval from 32 to 74. What next?
+# **2.** Cross-validation says that a repair gains fifty points in the worst group, with an interval from thirty to seventy.
+# What next?
 #
 # <details><summary>Use it, and look at the column "all labelled" for the price</summary>
 #
-# Yes. The interval is far from 0, and the average did not fall.
+# Yes. The interval is far from 0; the column says whether the average pays for it.
 #
 # </details>
 #
@@ -535,7 +557,7 @@ for n in (30, 60):
 put_head(done.head, model, found.raw)
 
 # %% [markdown]
-# **Exercise 2: an alarm too few.** Madlibs has a shortcut, and its slices hold the minority; yet an alarm was rare. Read the
+# **Exercise 2: the missing alarm.** Madlibs has a shortcut, and its slices hold the minority; yet an alarm was rare. Read the
 # table again: what is different there, and which number would you look at instead?
 #
 # <details><summary>Solution 2</summary>
