@@ -3,7 +3,8 @@
 pip install 'cleanlab[datalab]'; python results/studies/own_peers.py birdscapes dominoes madlibs
 
 Datalab's check for an underperforming group, as it comes, on all labelled examples: clusters of features by DBSCAN, the
-one with the worst self-confidence. Purity: how much of what a way calls worst is minority; found: examples in it.
+one with the worst self-confidence. As a control, the 100 highest losses. Purity: how much of what a way calls worst is
+minority; found: examples in it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from caml_core.groups import GroupDataset
 from caml_core.last_layer import erm_head
@@ -45,6 +47,7 @@ def one(name: str, seed: int) -> list[dict[str, Any]]:
         "slices": lambda: next((one.rows for one in find_slices(val.x, val.y, logits, seed=seed)), none),
         "k-means": lambda: by_k_means(val, logits.argmax(dim=1) != val.y, seed),
         "datalab": lambda: by_datalab(val, logits),
+        "highest losses": lambda: cross_entropy(logits, val.y, reduction="none").topk(100).indices,
     }
     records = []
     for way, look in ways.items():
