@@ -365,6 +365,8 @@ table(["alphabets", "points of right answers"], rows)
 #   networks are not undertrained. They know nearly all the rows that they were trained on, *by heart*, and fail on
 #   problems of the same alphabets that they were not shown. With copies most of that turns into reading. Seeds differ a
 #   great deal: some copying networks are nearly perfect on alphabets that they never met, others have only begun.
+# - *Twice the rows* look like plain ones: other rows in the place of copies do not do it. (Three seeds do not part them
+#   from copies for sure.)
 # - The published tables (means over five runs, taken by us) have 63.0% without and 91.2% with copies on 20 seen
 #   alphabets, 30.0% and 34.2% on new ones, and 94.5% on new ones from 200 alphabets with copies. They have a "matched"
 #   arm, too, with 65.3%.
@@ -392,8 +394,8 @@ table(
 )
 
 # %% [markdown]
-# A matching head makes a network read: the plain network that has one is the best of its arm. But it is not the only
-# way. A copying network can be nearly perfect without a head of this kind; what it has instead we did not find.
+# The two plain networks with a matching head are the two best of their arm. But it is not the only way: a copying
+# network can be nearly perfect without a head of this kind. What it has instead we did not find.
 #
 # ## Ask about alphabets
 #
@@ -440,8 +442,8 @@ table(["", "new alphabets", "worst transformation"], rows)
 #   in first trials.
 # - A study example of ours always comes from the problems that are trained on. How the paper pairs them in its tests we
 #   did not check.
-# - At 2,000 steps no arm had learned much, and the gain from copies was small and uncertain; at 8,000 it is large. What
-#   20,000 would do we did not run: plain networks may get there later.
+# - In a first record of 2,000 steps (in the history of the file) no arm had learned much, and the gain was small and
+#   uncertain. What 20,000 would do we did not run: plain networks may get there later.
 #
 # ## What we saw
 #
