@@ -95,7 +95,7 @@ def verdict(found: Audited) -> str:
         return f"Part of {names[one.label]} fails: {said} (difference {sure})."
     if not found.slices:
         return "Too few mistakes to learn from: no shortcut was found in what you gave, and none could have been."
-    return f"No shortcut found in what you gave: no part of a class is worse by {ALARM:.0f} points for sure."
+    return f"No shortcut found in what you gave: no part of a class is worse than announced by {ALARM:.0f} points."
 
 
 def record_of(found: Audited, command: str, seconds: float) -> Record:
@@ -104,7 +104,7 @@ def record_of(found: Audited, command: str, seconds: float) -> Record:
     metrics: dict[str, Any] = group_metrics(found.logits, val, found.pictures[0].group_counts)
     slices = [
         {"way": one.way, "class": val.class_names[one.label], "n": one.n, "error": one.error, "rest": one.rest,
-         "low": one.low, "high": one.high, "alarm": one.alarm, "rows": one.rows.tolist()}
+         "low": one.low, "high": one.high, "announced": one.announced, "alarm": one.alarm, "rows": one.rows.tolist()}
         for one in found.slices
     ]  # fmt: skip
     return {

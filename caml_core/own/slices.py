@@ -8,8 +8,9 @@ an honest number. Two ways to learn the rule, in each class:
 - `mixture`: after Domino (Eyuboglu et al., arXiv 2203.14960), a mixture of Gaussians of features and mistakes together,
   which then assigns by the features alone; each part is a slice.
 
-A slice with an error far above that of the rest of its class need not be a shortcut: pictures can be hard. An alarm is
-given where the gap is above `ALARM` for sure, all slices that were judged taken into account (Bonferroni).
+A slice with an error far above that of the rest of its class need not be a shortcut: pictures can be hard, and then the
+model is unsure of them. An alarm is given where the gap is above what the model's own confidence announces by `ALARM`
+for sure, all slices that were judged taken into account (Bonferroni).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from caml_core.metrics import wilson
 
 FEWEST = 10  # mistakes, and right answers, of a class: below, nothing is learned from them
 PARTS, DIMENSIONS, MISTAKES = 4, 16, 2.0  # of a mixture: how many; of the features; a mistake's weight beside them
-ALARM = 20.0  # points; hard pictures of models without a shortcut were worse by up to 15 for sure
+ALARM = 20.0  # points
 
 
 class Slice(NamedTuple):
@@ -47,6 +48,7 @@ class Slice(NamedTuple):
     rest: float  # error of the rest of the class
     low: float  # 95% interval of error - rest, over all slices judged
     high: float
+    announced: float = 0.0  # the gap that the model's confidence (1 - largest probability) would give, of all rows
 
     @property
     def gap(self) -> float:
@@ -54,7 +56,7 @@ class Slice(NamedTuple):
 
     @property
     def alarm(self) -> bool:
-        return self.low >= ALARM
+        return self.low - self.announced >= ALARM
 
 
 def find_slices(z: Tensor, y: Tensor, logits: Tensor, *, seed: int = 0) -> list[Slice]:
@@ -89,15 +91,16 @@ def find_slices(z: Tensor, y: Tensor, logits: Tensor, *, seed: int = 0) -> list[
         found.append(("mistakes", label, rows, torch.from_numpy(rule.decision_function(x))))
         for share in _mixture(x, half, wrong[rows].numpy(), seed).T:
             found.append(("mixture", label, rows, torch.from_numpy(share - 0.5)))
-    judged = []
+    judged, doubt = [], 100 * (1 - logits.double().softmax(dim=1).amax(dim=1))
     for way, label, rows, score in found:
         inside, held = score > 0, ~learn[rows]
         counts = [(int(wrong[rows][part & held].sum()), int((part & held).sum())) for part in (inside, ~inside)]
         if min(n for _, n in counts) >= FEWEST:
             order = rows[inside][score[inside].argsort(descending=True, stable=True)]
-            judged.append((way, label, order, counts))
+            gap = float(doubt[rows[inside]].mean() - doubt[rows[~inside]].mean())
+            judged.append((way, label, order, counts, gap))
     quantile = float(stats.norm.ppf(1 - 0.025 / max(1, len(judged))))
-    slices = [Slice(way, label, order, n[0][1], *_gap(n, quantile)) for way, label, order, n in judged]
+    slices = [Slice(way, label, order, n[0][1], *_gap(n, quantile), gap) for way, label, order, n, gap in judged]
     return sorted(slices, key=lambda one: -one.low)
 
 
