@@ -72,18 +72,14 @@ def test_its_error_is_that_of_the_half_it_was_not_learned_from() -> None:
     assert all(one.low < 0 for one in found if one.way == "mistakes")
 
 
-def test_hard_pictures_that_the_model_is_unsure_of_raise_no_alarm() -> None:
-    """Classes that overlap: near the boundary half of the answers are wrong, and a calibrated model says so."""
-    g = torch.Generator().manual_seed(0)
-    y = torch.arange(4000) % 2
-    z = torch.randn(4000, 8, generator=g)
-    z[:, 0] += 2.5 * (2 * y - 1) / 2
-    logits = torch.stack([torch.zeros(4000), 2.5 * z[:, 0]], dim=1)  # the true log odds
-    found = find_slices(z, y, logits)
-    assert found[0].low > ALARM
-    assert not any(one.alarm for one in found)
-    bold = find_slices(z, y, 10 * logits)  # the same answers, as if it were sure
-    assert bold[0].alarm
+def test_mistakes_that_confidence_announces_raise_no_alarm(splits: tuple[GroupDataset, ...], erm: Head) -> None:
+    """The same answers: a model that is unsure of what it gets wrong is no surprise, one that is sure is."""
+    val, logits = splits[1], erm.logits(splits[1].x)
+    unsure, sure = (find_slices(val.x, val.y, factor * logits)[0] for factor in (0.1, 10))
+    assert sure.low == pytest.approx(unsure.low)
+    assert sure.announced != pytest.approx(unsure.announced)
+    assert not unsure._replace(low=40.0, announced=20.0).alarm
+    assert unsure._replace(low=40.0, announced=10.0).alarm
 
 
 def test_search_does_not_look_at_the_attribute(splits: tuple[GroupDataset, ...]) -> None:
