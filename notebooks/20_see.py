@@ -318,7 +318,7 @@ for arm, colour in looks.items():
 alt = {
     "alt": "Right answers of single runs for 1, 8 and 40 training alphabets."
 }
-title = "With 40 alphabets, copies turn heart into reading"
+title = "Copies teach to read with 40 alphabets, not with 8"
 figure.update_layout(title=title, meta=alt, margin_t=110)
 ticks = {"tickvals": [0, 1, 2], "ticktext": ["1", "8", "40"]}
 figure.update_xaxes(title="alphabets in training", **ticks)
