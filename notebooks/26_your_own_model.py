@@ -128,10 +128,12 @@ assert field < 75
 # An alarm is given when the gap is 25 points above the announced one for sure. How often that is false is counted below.
 
 # %%
+from textwrap import fill
+
 from caml_core.own.audit import audit, verdict
 
 found = audit((train, val, test), model)
-print(verdict(found))
+print(fill(verdict(found), 78))
 for one in found.slices[:4]:
     print(
         f"{val.class_names[one.label]}, by {one.way}: {one.n} judged,"
@@ -253,7 +255,7 @@ WAYS = ["leave alone", "dfr", "dfr, groups guessed", "continue, balanced"]
 done = repair(
     found.features[0], known, found.head, found.features[1], ways=WAYS
 )
-print(done.advice)
+print(fill(done.advice, 78))
 
 # %% tags=["hide-input"]
 from IPython.display import Markdown
