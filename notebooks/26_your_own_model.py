@@ -213,8 +213,11 @@ from caml_core.own.repair import repair
 
 rows = queue(val.y, found.logits, found.slices, 100)
 file = write_folder(Path(tempfile.mkdtemp()), val, rows)
+print(file.name, "has", len(read_lines(file)), "lines; the first:")
+print(read_lines(file)[0])
 
 
+# %%
 def told():
     """What the answers so far have changed; the widget asks every 20."""
     known = read_answers(file, found.features[1])
@@ -224,8 +227,6 @@ def told():
 
 # To answer: display(widget)
 widget = labeller(file, ["land", "water"], told=told)
-print(file.name, "has", len(read_lines(file)), "lines; the first:")
-print(read_lines(file)[0])
 
 # %% [markdown]
 # ![The widget: a picture, its label, a button for each attribute with its key, a bar of what is

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browsing import open_chromium
+from browsing import Browser
 from conftest import toy_split
 from PIL import Image
 from test_heads import features
@@ -198,16 +198,21 @@ made.render({model, el: document.getElementById("here")});
 </script>"""
 
 
-def test_keys_and_buttons_of_the_widget() -> None:
+def new_page(browser: Browser, **how: Any) -> Any:
+    """A page of the session's browser, apart from the one that looks at the book."""
+    return browser.page.context.browser.new_page(**how)
+
+
+def test_keys_and_buttons_of_the_widget(browser: Browser) -> None:
     script = base64.b64encode(SCRIPT.read_bytes()).decode()
-    with open_chromium() as chromium:
-        page = chromium.new_page()
-        page.set_content(PAGE.replace("SCRIPT", script))
-        page.locator(".ask").focus()
-        for key in ("1", "w", "?", "x", "Backspace"):
-            page.keyboard.press(key)
-        page.get_by_role("button", name="land").click()
-        sent = page.evaluate("sent")
+    page = new_page(browser)
+    page.set_content(PAGE.replace("SCRIPT", script))
+    page.locator(".ask").focus()
+    for key in ("1", "w", "?", "x", "Backspace"):
+        page.keyboard.press(key)
+    page.get_by_role("button", name="land").click()
+    sent = page.evaluate("sent")
+    page.close()
     assert sent == [{"answer": "land"}, {"answer": "water"}, {"answer": "?"}, {"undo": True}, {"answer": "land"}]
 
 
@@ -451,25 +456,24 @@ def drawn(folder: Path, n: int = 1200) -> tuple[Path, Path]:
     return folder / "pets.csv", folder / "known.json"
 
 
-def looked_at(file: Path, axe: str) -> list[str]:
+def looked_at(browser: Browser, file: Path, axe: str) -> list[str]:
     """What keeps people out of a page, light and dark, and whether it is wider than a telephone."""
-    found = []
-    with open_chromium() as chromium:
-        page = chromium.new_page(viewport={"width": 390, "height": 800})
-        for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)
-            page.goto(file.as_uri())
-            page.evaluate(axe)
-            tags = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
-            result = page.evaluate("tags => axe.run(document, tags)", tags)
-            found += [f"{scheme}: {one['id']}, {one['nodes'][0]['html'][:80]}" for one in result["violations"]]
-        if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
-            found.append("it is wider than 390 pixels")
+    found, page = [], new_page(browser, viewport={"width": 390, "height": 800})
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.goto(file.as_uri())
+        page.evaluate(axe)
+        tags = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
+        result = page.evaluate("tags => axe.run(document, tags)", tags)
+        found += [f"{scheme}: {one['id']}, {one['nodes'][0]['html'][:80]}" for one in result["violations"]]
+    if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
+        found.append("it is wider than 390 pixels")
+    page.close()
     return found
 
 
 def test_commands_lead_from_a_folder_to_a_head(
-    tmp_path: Path, cache: Path, axe: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, cache: Path, browser: Browser, axe: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table, known = drawn(tmp_path / "pets")
     how = [str(table), "--size", "16", "--seed", "3"]
@@ -480,7 +484,7 @@ def test_commands_lead_from_a_folder_to_a_head(
     assert page.count("<img ") > 30
     assert "<script" not in page
     assert "http" not in page
-    assert looked_at(tmp_path / "report" / "report.html", axe) == []
+    assert looked_at(browser, tmp_path / "report" / "report.html", axe) == []
     (record,) = json.loads((tmp_path / "report" / "record.json").read_text())
     assert record["verdict"] in capsys.readouterr().out
     assert record["slices"][0]["alarm"]
