@@ -173,13 +173,13 @@ def _outcomes(
                 run = busy.pop(future)
                 try:
                     outcome = future.result()
+                    if "failed" not in outcome:
+                        busy |= {submit(buyer, folder, outcome): buyer for buyer in todo if buyer.buys == run.label}
                 except Exception as error:
                     what = f"a worker was lost while {run.label} was made or waited: {error}"
                     remedy = f"see whether memory was short, and the logs in {folder}; the same command goes on"
                     raise CamlError(what, "workers that live until they are done", remedy) from error
                 yield run, outcome
-                if "failed" not in outcome:
-                    busy |= {submit(buyer, folder, outcome): buyer for buyer in todo if buyer.buys == run.label}
 
 
 @contextlib.contextmanager
