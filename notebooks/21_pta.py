@@ -257,6 +257,7 @@ print("distance of A, B, C:", apart.mean(dim=0).detach().numpy().round(2))
 # %%
 from itertools import product
 
+from caml_core.runs.tables import markdown
 from IPython.display import Markdown
 
 SETS = [s for s in product([True, False], repeat=3) if any(s)]
@@ -275,10 +276,8 @@ def experiment(train, held, test, exact, pull):
 
 
 def table(head, rows, foot=""):
-    """A table in Markdown: a list of texts for each row."""
-    align = [":--", *["--:"] * (len(head) - 1)]
-    lines = ["| " + " | ".join(row) + " |" for row in (head, align, *rows)]
-    return Markdown("\n".join([*lines, "", foot]))
+    """A table with a line below it: a list of texts for each row."""
+    return Markdown(f"{markdown(head, rows)}\n\n{foot}")
 
 
 # %%

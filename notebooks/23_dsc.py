@@ -218,14 +218,13 @@ steps = {
 }
 
 # %% tags=["hide-input"]
+from caml_core.runs.tables import markdown
 from IPython.display import Markdown
 
 
 def table(head, rows, foot=""):
-    """A table in Markdown: a list of texts for each row."""
-    align = [":--", *["--:"] * (len(head) - 1)]
-    lines = ["| " + " | ".join(row) + " |" for row in (head, align, *rows)]
-    return Markdown("\n".join([*lines, "", foot]))
+    """A table with a line below it: a list of texts for each row."""
+    return Markdown(f"{markdown(head, rows)}\n\n{foot}")
 
 
 live, rows = {}, []

@@ -144,15 +144,14 @@ torch.testing.assert_close(by_hand, same, atol=1e-4, rtol=1e-3)
 
 # %%
 from caml_core.field.spectra import read
+from caml_core.runs.tables import markdown
 from IPython.display import Markdown
 from sklearn.metrics import roc_auc_score
 
 
 def table(head, rows, foot=""):
-    """A table in Markdown: a list of texts for each row."""
-    align = [":--", *["--:"] * (len(head) - 1)]
-    lines = ["| " + " | ".join(row) + " |" for row in (head, align, *rows)]
-    return Markdown("\n".join([*lines, "", foot]))
+    """A table with a line below it: a list of texts for each row."""
+    return Markdown(f"{markdown(head, rows)}\n\n{foot}")
 
 
 def areas(scores):

@@ -260,14 +260,13 @@ done = repair(
 print(fill(done.advice, 78))
 
 # %% tags=["hide-input"]
+from caml_core.runs.tables import markdown
 from IPython.display import Markdown
 
 
 def table(head, rows, foot=""):
-    """A table in Markdown: a list of texts for each row."""
-    align = [":--", *["--:"] * (len(head) - 1)]
-    lines = ["| " + " | ".join(row) + " |" for row in (head, align, *rows)]
-    return Markdown("\n".join([*lines, "", foot]))
+    """A table with a line below it: a list of texts for each row."""
+    return Markdown(f"{markdown(head, rows)}\n\n{foot}")
 
 
 cells = [
@@ -343,16 +342,20 @@ def values(rows, metric):
 
 
 # %% tags=["hide-input"]
-def moved(rows, after, before):
-    """Difference of two worst groups of the same runs, with its interval."""
+def gap(first, second):
+    """Difference of two worst groups, each (metric, runs), with interval."""
     sides = [
         [
             r | {"metrics": {"wga": r["metrics"][f"{k}, worst_group"]}}
             for r in rows
         ]
-        for k in (after, before)
+        for k, rows in (first, second)
     ]
     return paired_difference(*sides, "wga")
+
+
+def moved(rows, after, before):
+    return gap((after, rows), (before, rows))
 
 
 # %% tags=["hide-input"]
@@ -430,12 +433,7 @@ table(["percent, validation like training", *HEAD], rows)
 # %% tags=["hide-input"]
 def against(metric, d):
     """Worst groups by fair and by biased validation, of the same seeds."""
-    key = f"{metric}, worst_group"
-    sides = [
-        [r | {"metrics": {"wga": r["metrics"][key]}} for r in pick(d, v)]
-        for v in ("fair", "like training")
-    ]
-    return paired_difference(*sides, "wga")
+    return gap(*((metric, pick(d, v)) for v in ("fair", "like training")))
 
 
 names = {"repaired": "a hundred answers", "dfr, all groups": "all groups known"}
@@ -452,23 +450,9 @@ figure.update_layout(meta=alt)
 
 
 # %% tags=["hide-input"]
-def fair_hundred_biased_all(d):
-    """A hundred answers about fair data less every group of biased data."""
-    sides = [
-        [
-            r | {"metrics": {"wga": r["metrics"][f"{k}, worst_group"]}}
-            for r in rows
-        ]
-        for k, rows in (
-            ("repaired", pick(d)),
-            ("dfr, all groups", pick(d, "like training")),
-        )
-    ]
-    return paired_difference(*sides, "wga")
-
-
 for d in DATA:
-    more = fair_hundred_biased_all(d)
+    biased = pick(d, "like training")
+    more = gap(("repaired", pick(d)), ("dfr, all groups", biased))
     assert more["low"] > 0
     text = "{mean:+.1f} ({low:+.1f} to {high:+.1f})".format(**more)
     print(f"{d}: a hundred fair answers less all biased ones {text}")

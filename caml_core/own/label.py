@@ -35,16 +35,18 @@ def labeller(file: Path, words: Sequence[str], *, told: Callable[[], str] = lamb
     lines = read_lines(file)
     done = [i for i, line in enumerate(lines) if line[3]]  # what Backspace takes back, the last first
 
+    def unanswered() -> int | None:
+        return next((i for i, line in enumerate(lines) if not line[3]), None)
+
     def state(note: str) -> dict[str, Any]:
         now: dict[str, Any] = {"options": [*words, UNSURE], "done": len(done), "total": len(lines), "note": note}
-        todo = next((line for line in lines if not line[3]), None)
-        if todo:
-            picture = base64.b64encode((file.parent / todo[0]).read_bytes()).decode()
-            now |= {"y": todo[2], "picture": f"data:image/jpeg;base64,{picture}"}
+        if (todo := unanswered()) is not None:
+            picture = base64.b64encode((file.parent / lines[todo][0]).read_bytes()).decode()
+            now |= {"y": lines[todo][2], "picture": f"data:image/jpeg;base64,{picture}"}
         return now
 
     def hear(widget: Any, message: dict[str, str], buffers: Any) -> None:
-        todo, note = next((i for i, line in enumerate(lines) if not line[3]), None), widget.state["note"]
+        todo, note = unanswered(), widget.state["note"]
         if "undo" in message and done:
             lines[done.pop()][3] = ""
         elif message.get("answer") in (*words, UNSURE) and todo is not None:

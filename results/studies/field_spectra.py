@@ -126,9 +126,9 @@ class Study:
 
         for kind in ("mf", "ace", "cem"):
             every = list(itertools.product(READINGS, BETAS, RIDGES))
-            self.best = self.arm(kind, make(kind), every, trained=0)
+            best = self.arm(kind, make(kind), every, trained=0)
             if kind == "ace":
-                self.ace = self.best
+                self.ace = best
                 self.arm("ace, k pixels", make(kind), [o for o in every if o[:2] == ("raw", 1.0)], trained=0)
                 self.arm("ace, k pixels, logs", make(kind), [o for o in every if o[:2] == ("logs", 1.0)], trained=0)
                 self.arm("ace, laboratory", make(kind), [o for o in every if o[:2] == ("raw", 0.0)], trained=0)

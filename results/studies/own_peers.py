@@ -24,7 +24,7 @@ from caml_core.groups import GroupDataset
 from caml_core.last_layer import erm_head
 from caml_core.own.slices import find_slices
 from caml_core.runs.records import provenance, write_records
-from results.studies.own_search import FAIR, RHO, SEEDS, by_k_means, features
+from results.studies.own_search import FAIR, RHO, SEEDS, by_k_means, features, purity
 
 
 def by_datalab(val: GroupDataset, logits: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def one(name: str, seed: int) -> list[dict[str, Any]]:
         seconds = time.perf_counter() - start
         metrics = {"found": float(len(rows)), "seconds": seconds}
         if len(rows):
-            metrics["purity"] = 100 * float(val.is_minority[rows].double().mean())
+            metrics["purity"] = purity(val, rows)
         records.append({
             "method": way,
             "dataset": name,
