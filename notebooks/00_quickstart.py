@@ -127,8 +127,9 @@ print(
 # %% [markdown]
 # ## Look at the groups, not at the average
 #
-# On the balanced test set, count each group by itself. The lowest of the four is the *worst-group accuracy* (WGA), the
-# number that this book is about. The whiskers are 95% intervals.
+# On the balanced test set, count each group by itself. The lowest of the four is the *worst-group accuracy* (WGA),
+# the number that this book is about. The *adjusted* accuracy weights the groups as they occur in training. The
+# whiskers are 95% intervals over the test pictures.
 
 # %%
 from caml_core.features import predict
@@ -155,8 +156,8 @@ if EPOCHS == 8:  # longer training finds some of the birds
     assert metrics["minority"]["value"] < 50, "worse than a coin"
 
 # %% [markdown]
-# Read the second line: weighted by how often each group occurs in *training*, the accuracy looks excellent. That is
-# what a validation set drawn like the training set would have told you. The shortcut is invisible there.
+# Read the second line: the adjusted accuracy looks excellent. That is what a validation set drawn like the training
+# set would have told you. There, the shortcut is invisible.
 
 # %% [markdown]
 # ## Proof: the same bird somewhere else
@@ -211,7 +212,7 @@ figure.update_layout(meta={"alt": alt})
 
 # %% [markdown]
 # Do it by hand: in the page itself, two trained networks answer while you drag the bird or slide the background under
-# it. One was trained as ours, the other as the one of the next section.
+# it. One was trained with 95 majority pictures in 100, like ours, the other with 50.
 
 # %%
 from caml_core.pictures.explore import explore
@@ -246,14 +247,15 @@ assert weaker[0.8]["minority"]["value"] > metrics["minority"]["value"] + 50
 assert weaker[0.8]["minority"]["value"] < weaker[0.5]["minority"]["value"]
 
 # %% [markdown]
-# The bird can be learned. Objections in one picture of five are enough to make the network look at it, if not always;
-# given a cue that is right 95 times in 100, it did not bother.
+# The bird can be learned. Objections in one picture of five were enough to make this network look at it, if not
+# always; given a cue that is right 95 times in 100, it did not bother. (One network for each strength: chapter
+# [01](01_shortcuts.ipynb) has more strengths, and stored runs with several seeds.)
 #
 # ## What we saw
 #
 # - A network can reach a high average, weighted as in training, and do worse than a coin on the minority.
 # - The groups show it, and an intervention proves it: the answer follows the background.
-# - Nothing was wrong with the network or the optimiser: on data with a weaker correlation they learn the bird.
+# - Nothing was wrong with the network or the optimiser: on data with a weaker correlation they learned the bird.
 #
 # ## Where the book goes from here
 #
@@ -334,8 +336,9 @@ assert changed > 0.5, "both directions follow the background"
 #
 # <details><summary>Solution 3</summary>
 #
-# Change it to `load("birdscapes", rho=0.9, n_train=2000, seed=0)`. The explorer in [chapter 01](01_shortcuts.ipynb) goes
-# through more strengths: the minority needs far more than a few objections.
+# To that at 0.95. Change the call to `load("birdscapes", rho=0.9, n_train=2000, seed=0)`; [chapter 01](01_shortcuts.ipynb)
+# trains the same network at this strength, too, and lets you slide between strengths. The minority needs far more than
+# a few objections.
 #
 # </details>
 #
