@@ -112,13 +112,29 @@ print(f"pictures to {tuple(f.shape)}, texts to {tuple(t.shape)}")
 assert ((f.norm(dim=1) - 1).abs() < 1e-5).all()
 
 # %% [markdown]
-# Cosines of the six pictures (rows) with the six captions (columns):
+# The cosines of the six pictures with the six captions:
 
-# %%
+# %% tags=["hide-input"]
+import plotly.graph_objects as go
+
 cosines = f @ t.T
-for row in cosines.tolist():
-    print("  ".join(f"{value:+.2f}" for value in row))
 assert (cosines.argmax(dim=1) == torch.arange(6)).all()
+SCALE = {
+    "colorscale": "RdBu",
+    "zmin": -1,
+    "zmax": 1,
+    "texttemplate": "%{z:.2f}",
+}
+SCALE["colorbar"] = {"title": "cosine"}
+figure = go.Figure(go.Heatmap(z=cosines.numpy().round(3), **SCALE))
+figure.update_layout(
+    title="Each picture is nearest to its own caption",
+    xaxis={"title": "caption", "dtick": 1},
+    yaxis={"title": "picture", "autorange": "reversed", "dtick": 1},
+    meta={
+        "alt": "Cosines of six pictures and six captions, large on the diagonal"
+    },
+)
 
 # %% [markdown]
 # Each picture points where its own caption points. How does one train such a thing? Nobody says what a single number of
@@ -161,9 +177,9 @@ print(f"{twice} of {N} captions occur more than once in this batch")
 assert ours < math.log(N) / 3
 
 # %% [markdown]
-# The loss does not reach zero, and it should not. Two scenes of a batch may have the same caption. Then each of them is
-# "wrong" for the other, though nothing is wrong with it. Large models share this flaw; among millions of captions it is
-# rare.
+# The loss does not reach zero, and it should not. Two scenes of a batch may have the same caption. Then each of them
+# is "wrong" for the other, though nothing is wrong with it. Large models share this flaw, though among many different
+# captions it is rarer.
 #
 # ## Watching it learn
 #
@@ -223,7 +239,6 @@ for step in range(1, STEPS + 1):
         readings.append((step, can_read(young, some)))
 
 # %% tags=["hide-input"]
-import plotly.graph_objects as go
 from caml_core.pictures.figures import ATTRIBUTE, CHANCE, LABEL
 from plotly.subplots import make_subplots
 
@@ -264,7 +279,7 @@ assert abs(last["facing"] - 50) < 20  # no caption named it
 # %% [markdown]
 # Chapter [01](01_shortcuts.ipynb) again: what fills the picture is learned in a few steps, and the shape of a small
 # bird has to wait. But here the background cannot stand in for the bird, and the loss keeps asking for it. Facing and
-# size stay at chance for ever: no caption names them.
+# size stay at chance: no caption names them.
 #
 # ## The model that comes with the book
 #
@@ -370,9 +385,9 @@ assert hits > 17
 #
 # ## Is "background" a direction?
 #
-# Take two vectors that have nothing to do with each other. The first comes from texts alone: the sentences about water
-# minus those about land. The second comes from pictures and their labels alone: the mean embedding on water minus that
-# on land.
+# Take two vectors that are made in different ways. The first comes from texts alone: the sentences about water minus
+# those about land. The second comes from pictures and their labels alone: the mean embedding on water minus that on
+# land.
 
 # %%
 from caml_core.pictures.space import along
@@ -404,11 +419,7 @@ figure = go.Figure(
         z=[[round(value, 3) for value in row] for row in cosines],
         x=PAIRS,
         y=PAIRS,
-        texttemplate="%{z:.2f}",
-        colorscale="RdBu_r",
-        zmin=-1,
-        zmax=1,
-        colorbar={"title": "cosine"},
+        **SCALE,
     )
 )
 figure.update_layout(
@@ -451,11 +462,17 @@ for name in test.extra:
 #
 # ## A map with two axes
 #
-# Scenes as dots, by their coordinates along the two text directions. Crosses are texts. (With a mouse: captions.)
+# Scenes as dots (dark landbirds, light waterbirds; rings: on water), by their coordinates along the two text
+# directions. Crosses are texts. (With a mouse: captions.)
 
 # %% tags=["opening", "hide-input"]
 bird = F.normalize(of_texts["bird"], dim=0)
 place = torch.stack([e @ water, e @ bird], dim=1)
+looks = [  # dark: landbirds, light: waterbirds; open: on water
+    {"color": colour, "symbol": symbol}
+    for colour in (LABEL, "#56B4E9")
+    for symbol in ("circle", "circle-open")
+]
 figure = go.Figure()
 for g, name in enumerate(test.group_names):
     rows = torch.where(test.group == g)[0][:100]
@@ -465,7 +482,7 @@ for g, name in enumerate(test.group_names):
         text=[words[i] for i in rows.tolist()],
         hoverinfo="text",
         mode="markers",
-        marker={"size": 5, "opacity": 0.6},
+        marker={**looks[g], "size": 5, "opacity": 0.6},
         name=name,
     )
 phrases = [f"a {kind}bird on {on}" for kind in names for on in names]
@@ -529,11 +546,11 @@ print(f"for 99%: {needed}; the words can need at most {sayable}")
 assert 6 <= needed <= sayable
 
 # %% [markdown]
-# The count is that of the words. What of the rest of the picture? Ask for something that no caption names, with a
-# *linear probe*: a linear regression (with a small penalty on its weights) from the embedding to a number, judged by
-# $R^2$ on other scenes, the explained share of the variance. Two candidates: how bright the picture is, and how far to
-# the right the bird stands. We find the bird by a trick: draw it on both backgrounds; the pixels that stay the same are
-# the bird.
+# The count is about that of the things that words can say. What of the rest of the picture? Ask for something that no
+# caption names, with a *linear probe*: a linear regression (with a small penalty on its weights) from the embedding
+# to a number, judged by $R^2$ on other scenes, the explained share of the variance. Two candidates: how bright the
+# picture is, and how far to the right the bird stands. We find the bird by a trick: draw it on both backgrounds; the
+# pixels that stay the same are the bird.
 
 # %%
 from caml_core.data.birdscapes import draw
@@ -603,7 +620,7 @@ figure = go.Figure(
     ]
 )
 figure.update_layout(
-    title="What no caption names is nearly gone",
+    title="Of what no caption names, hardly more is left than the words imply",
     xaxis={"title": "asked for"},
     yaxis={"title": "R² (1: exact)", "range": [0, 1.04]},
     meta={"alt": "R² of two probes for three named and two unnamed things"},
@@ -619,8 +636,9 @@ assert abs(r2["embedding"]["brightness"] - r2["attributes"]["brightness"]) < 0.2
 assert r2["embedding"]["bird's place"] < 0.4
 
 # %% [markdown]
-# Of the brightness the embedding knows what follows from the attributes, no more. Of the bird's place hardly a trace is
-# left. The picture shows both plainly; the loss never asked for them, and the network threw them away.
+# Of the brightness the embedding knows what follows from the attributes, no more. Of the bird's place a linear probe
+# finds hardly a trace. The picture shows both plainly; the loss never asked for them, and the network did not keep
+# them where a linear probe could find them.
 #
 # For this book that is good and bad. *Good*: in this embedding we know what each direction means. *Bad*: it is cleaner
 # than life. Large CLIP models have read captions about everything; we have not measured whether "background" is one
@@ -634,13 +652,15 @@ assert r2["embedding"]["bird's place"] < 0.4
 # ## What we saw
 #
 # - The contrastive loss makes a classification out of each batch: which caption is mine, which picture is mine?
-# - The background is learned within a few dozen steps, then the colour. The bird takes longer than this chapter has.
+# - The background is learned within a few dozen steps, then the colour. The bird takes longer than this chapter
+#   trains.
 # - Words read what words have taught: bird, background, colour, facing and size, on scenes never seen before,
 #   practically without error.
 # - In this model the background is a direction. Texts and pictures agree on it, and it is nearly at right angles to the
 #   bird. Walking along it changes the background's reading and leaves the bird alone.
 # - Texts and pictures share directions, not places: an edit uses the difference of two texts, never a text.
-# - About as many directions are used as the captions have things to say. The rest of the picture is nearly gone.
+# - About as many directions are used as the captions have things to say. Of the rest of the picture a linear probe
+#   found little.
 #
 # Not shown: that any of this holds for large models, whose factors were not drawn independently.
 #
