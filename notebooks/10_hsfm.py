@@ -355,6 +355,7 @@ def run(split=val, seeds=SEEDS, on_epoch=None, project=None, **changes):
         return hsfm(train, split, erm.weight, erm.bias, chosen, **more)
 
 
+# %%
 main = run(on_epoch=record)
 notice = run.said  # we come to it
 start, best = main.accuracy[0, 0].min(), main.accuracy.amin(dim=2).amax(dim=0)
