@@ -355,8 +355,9 @@ assert other > one + 0.2
 # The first term is up-weighting. The second is a **bonus where the gradients agree**: $M$ is small where a step
 # for $D$ is also a step for $Q$. Take the gradient of the bonus by the product rule:
 #
-# $$\nabla_\theta M = g_Q - \alpha\,\big(H_Q\, g_D + H_D\, g_Q\big) + O(\alpha^2), \qquad
-# g_Q(\theta') = g_Q - \alpha\, H_Q\, g_D + O(\alpha^2).$$
+# $$\nabla_\theta M = g_Q - \alpha\,\big(H_Q\, g_D + H_D\, g_Q\big) + O(\alpha^2),$$
+#
+# $$g_Q(\theta') = g_Q - \alpha\, H_Q\, g_D + O(\alpha^2).$$
 #
 # So first order keeps *one half of the bonus*. What it drops, $\alpha H_D\, g_Q$, is of the same order as what it
 # keeps.
@@ -478,12 +479,18 @@ assert conflict["MLDG, exact"] < 0.6 * conflict["plain"]
 assert conflict["MLDG, first order"] > conflict["plain"]
 assert L_D(ends["MLDG, exact"]) < L_D(ends["plain"])
 assert L_Q(ends["MLDG, first order"]) < L_Q(ends["plain"])
+assert min(ends, key=lambda name: L_Q(ends[name])) == "MLDG, first order"
+assert max(ends, key=lambda name: ends[name][1]) == "MLDG, first order"
+assert min(ends, key=lambda name: L_D(ends[name])) == "MLDG, exact"
+assert min(ends, key=lambda name: ends[name][0]) == "MLDG, exact"
 
 # %% [markdown]
-# The bonus is said to make gradients agree, and the exact path does so. The first-order path ends with *more* conflict
-# than plain: here $D$ is steeper than $Q$, so the half that first order drops is the larger one, and the half that it
-# keeps points the other way. What first order does instead is to give $Q$ a louder voice: it hears $Q$'s complaint about
-# the place where $D$'s step ends, and that complaint is the greater.
+# The bonus is said to make gradients agree, and the exact path does so. The first-order path ends with *more*
+# conflict than plain: here $D$ is steeper than $Q$, so the half that first order drops is the larger one, and the
+# half that it keeps points the other way. What first order does instead is to give $Q$ a louder voice: it hears $Q$'s
+# complaint about the place where $D$'s step ends, and that complaint is the greater. Which end is the best? That
+# depends on what one wants: first order ends with the lowest $L_Q$ and the most core feature, exact with the lowest
+# $L_D$ and the least shortcut.
 
 # %%
 end = ends["plain"]
@@ -565,7 +572,7 @@ def rounds_exact(theta, alpha, cumulative):
 # - \alpha\, \bar c_{t-1}^{\,\top} g_{Q_t} + O(\alpha^2).$$
 #
 # The last term is CAML's own. It couples each round with all earlier ones: a bonus when a query agrees with what was
-# asked before, a malus when it contradicts. Chapter [08](08_interactions.ipynb) measures it in a network.
+# asked before, a penalty when it contradicts. Chapter [08](08_interactions.ipynb) measures it in a network.
 
 # %% tags=["nbval-check-output"]
 g = torch.stack([grad(query)(theta) for query in QUERIES])
@@ -758,8 +765,8 @@ assert not torch.allclose(J, J.T, atol=0.05)
 #
 # <details><summary>Solution 3</summary>
 #
-# CAML's. MLDG's is a sum over rounds that do not know of each other, so their order is of no account. In CAML each round
-# is judged after the earlier ones.
+# CAML's. MLDG's is a sum over rounds that do not know of each other, so their order does not matter. In CAML each
+# round is judged after the earlier ones.
 #
 # </details>
 

@@ -151,9 +151,12 @@ for t, rows in enumerate(sets):
 most = [torch.bincount(pool.y[rows]).max() / len(rows) for rows in sets]
 assert most[0] < 0.2
 assert sum(most[1:]) / R > 0.25
+assert max(pool.is_minority[rows].double().mean() for rows in sets[1:]) < 0.15
 
 # %% [markdown]
-# The queries are lopsided: each is mostly about the few digits that this network happened to confuse.
+# The queries are lopsided: each is mostly about the few digits that this network happened to confuse, and holds about
+# as little minority as the pool. What follows is said of such queries. (In chapters [04](04_active_queries.ipynb) and
+# [07](07_caml.ipynb) networks are trained longer, and their queries find more.)
 #
 # CAML draws every batch so that the classes in it are equally likely. We do the same, with more rows than in training
 # so that chance matters less. `loss_at` makes the loss a function of the list of parameters; for products of gradients
@@ -321,7 +324,7 @@ for column, name in enumerate(places):
 figure.update_xaxes(title="α", tickangle=0, tickfont_size=12, **powers)
 figure.update_yaxes(**powers)
 figure.update_layout(
-    title="Only the interaction terms make the expansion complete",
+    title="With the interaction terms the expansion is complete",
     meta={
         "alt": "Error against the inner step on logarithmic axes, at the initial "
         "weights and after training: with the interaction the line is steeper."
@@ -333,10 +336,10 @@ figure.update_layout(
 
 # %% [markdown]
 # The dark blue line is twice as steep as the others, at the initial weights and after training. So the interaction
-# terms are what CAML has and independent tasks lack, and there is nothing else of first order. Where the lines meet
-# at the right, $\alpha$ is too large for any expansion; after training, when the loss is more curved, this happens
-# earlier. (CAML as published is *first order* in another sense, too: its steps keep only one half of the gradient of
-# these products. Chapter [06](06_meta_gradients.ipynb) shows the halves.)
+# terms are what CAML has and independent tasks lack, and there is no other difference of first order. Where the lines
+# meet at the right, $\alpha$ is too large for any expansion; after training, when the loss is more curved, this
+# happens earlier. (CAML as published is *first order* in another sense, too: its steps keep only one half of the
+# gradient of these products. Chapter [06](06_meta_gradients.ipynb) shows the halves.)
 #
 # ## Do rounds agree?
 #
@@ -402,18 +405,19 @@ for name in places:
     assert labels > 0.35 * gap
 
 # %% [markdown]
-# For random rows with the labels of the queries a good part of the agreement is gone already. So much of it is a matter
-# of lopsided classes: a round about 5s and a round about 7s pull the shared weights in different directions. The
-# interaction terms do not find an agreement that is there. They ask training to *make* one. Whether they are heard
-# depends on their size.
+# For random rows with the labels of the queries, a good part of the agreement is gone already. So much of it is a
+# matter of lopsided classes: a round about 5s and a round about 7s pull the shared weights in different directions.
+# The interaction terms do not find an agreement that is there. They ask training to *make* one. Whether they are
+# heard depends on their size.
 #
 # ## How large are they?
 #
-# The published setting is $\alpha = 10^{-4}$. Compare the terms with the loss that they belong to.
+# The default of the authors' code is $\alpha = 10^{-4}$; we call it the published $\alpha$. Compare the absolute
+# sizes of the terms with the loss that they belong to.
 
 # %%
 PUBLISHED = Plan().alpha
-print("mean over rounds 2 to R     loss  adaptation  interaction")
+print("mean size, rounds 2 to R    loss  adaptation  interaction")
 for name, (value, *products, _) in expansion.items():
     for alpha in (PUBLISHED, 0.1):
         a, b = (alpha * x[1:].abs().mean() for x in products)
@@ -563,10 +567,11 @@ assert to_caml < to_other / 4
 # + \underbrace{\frac{1}{2\alpha} \big\lVert \theta' - (\theta - \alpha\, \bar c_{t-1}) \big\rVert^2}_{-\log
 # \mathcal N(\theta';\; \theta - \alpha \bar c_{t-1},\; \alpha I)} .$$
 #
-# So $\theta'_t$ is the most probable $\theta'$ (maximum a posteriori, MAP) under a Gaussian prior of variance $\alpha$.
-# Independent tasks centre the prior at $\theta$ (Grant et al., 2018, say so of meta-learning in general). CAML's bias
-# moves the centre to where earlier queries pointed. This is exact for every network, because only the tangent of the
-# likelihood is used. We can draw it for two parameters: a linear model with a core and a spurious feature.
+# So $\theta'_t$ is the most probable $\theta'$ (maximum a posteriori, MAP) under a Gaussian prior of variance
+# $\alpha$. (The losses are means, so each set counts as one observation, however many examples it has.) Independent
+# tasks centre the prior at $\theta$ (Grant et al., 2018, say so of meta-learning in general). CAML's bias moves the
+# centre to where earlier queries pointed. This is exact for every network, because only the tangent of the likelihood
+# is used. We can draw it for two parameters: a linear model with a core and a spurious feature.
 
 
 # %%
@@ -647,19 +652,20 @@ assert (moved[1:, 0] > 0.02).all()
 assert (moved[1:, 1] < -0.02).all()
 steps = moved.diff(dim=0).norm(dim=1)
 assert steps[0] > 2 * steps[1:].max()
+assert moved[-1].norm() < moved[1].norm()
 
 # %% [markdown]
 # Circles are one standard deviation of the prior, small dots its centre, large ones the most probable parameters. The
 # prior of round 1 is centred at $\theta$. From round 2 on its centre lies towards the core feature and away from the
 # spurious one, although $D_0$ alone pulls both weights up. And the centre does not run away: the bias is a *mean*, so
-# later rounds move it less. More rounds do not make the bias stronger; they make it less noisy.
+# each further round moves it less than the one before. More rounds did not make the bias stronger.
 #
 # ## What we saw
 #
 # - To first order, CAML is up-weighting, plus the adaptation term of independent tasks, plus interaction terms that
 #   couple every two rounds. With them the expansion is complete: its error has slope 2, without them slope 1.
-# - These queries found little minority (4 to 10% of a batch, as the pool has 5%): what is said of queries here is about
-#   lopsided batches of majority pictures. Queries by least confidence hardly agree with each other, much less than random batches, in good part because each
+# - These queries found no more minority than the pool holds: what is said of queries here is about lopsided batches
+#   of majority pictures. They hardly agreed with each other, much less than random batches, in good part because each
 #   is about a few classes. The interaction terms ask training to change that.
 # - At the published $\alpha$ these terms are tiny, and CAML's step is nearly the up-weighted one. They become
 #   visible at an $\alpha$ at which, after training, the expansion breaks down.
