@@ -40,6 +40,7 @@ def helpers() -> dict[str, go.Figure]:
     return {
         "image_grid": figures.image_grid(scenes(), columns=4, title="T", labels=["above", "below"]),
         "picture": figures.picture(sheets()[0], title="T"),
+        "still": figures.still("dominoes", title="T", labels=["above", "below"]),
         "picture_slider": figures.picture_slider(sheets(), "abc", title="T", prefix="step "),
         "group_bars": figures.group_bars({"groups": groups}, title="T", minority=[False, True] * 2, chance=50),
         "curves_with_band": figures.curves_with_band([1, 2, 3], curves, title="T", x_title="x (s)", y_title="y (%)"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,6 +90,16 @@ def picture(pixels: np.ndarray, *, title: str) -> go.Figure:
     figure.update_yaxes(range=[height, 0], scaleanchor="x", constraintoward="top", **fixed)
     figure.update_layout(showlegend=False, margin={"l": 10, "r": 10, "t": 60, "b": 0})
     return _label_rows(figure, None)
+
+
+def still(name: str, *, title: str, labels: Sequence[str] | None = None) -> go.Figure:
+    """The stored picture `stills/NAME.webp`, for readers without its data; labels as in `image_grid`.
+
+    Raises:
+        FileNotFoundError: no picture of this name comes with the package.
+    """
+    with Image.open(Path(__file__).with_name("stills") / f"{name}.webp") as stored:
+        return _label_rows(picture(np.asarray(stored.convert("RGBA")), title=title), labels)
 
 
 def picture_slider(
