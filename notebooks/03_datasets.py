@@ -14,16 +14,15 @@
 # %% [markdown]
 # # Datasets: what is spurious in each, and what to watch
 #
-# **Question.** The book uses nine datasets, most of them from the tables of the two papers. Where does the shortcut of
-# each come from, and what does a result on it mean?
+# **Question.** The book uses nine datasets, most of them from the tables of the two papers. Which of their splits show
+# the shortcut, and what does an accuracy on them mean?
 #
-# **You will be able to** load any of them with one word, read a group table, say which split shows the shortcut and
-# which does not, and name the trap of each dataset before you fall into it.
+# **You will be able to** load any of them with one word, measure how strongly label and attribute go together in each
+# split, say which score a split can choose by, and name the trap of each dataset before you fall into it.
 #
 # > **Before you start.** Chapter [01](01_shortcuts.ipynb) helps: it says what groups are. On a laptop with two cores
 # > this takes less than a minute and 1 GB of memory, with or without a GPU. Only MNIST and CIFAR-10 (140 MB) are
-# > downloaded, where there is a network; any other dataset that is not on your machine shows its published table and the
-# > line that fetches it. Image datasets that are there are packed when first loaded, which takes some minutes.
+# > downloaded, where there is a network. Of datasets that are not on your machine you see the published counts.
 
 # %% tags=["hide-input"]
 import os
@@ -55,112 +54,271 @@ if "google.colab" in sys.modules:
     print("caml_core", version("caml_core"), "torch", version("torch"), gpu)
     print("expect 1 minute on two cores")
 # %% [markdown]
-# ## A dataset that is always there
+# ## Count first
 #
-# Label $y$ and spurious attribute $a$ of an example give its group. The **group table** is the first thing to look at,
-# before any training: it counts the examples of each group in each split.
+# The label $y$ and the spurious attribute $a$ of an example give its group. Before any training, count the groups of
+# each split. *Birdscapes* are drawn by the program, so they are always there:
 
 # %%
 from caml_core.data import load
 from caml_core.groups import group_table
-from IPython.display import Markdown, display
+from IPython.display import Markdown
 
-train, val, test = load("birdscapes", n_train=400, n_val=80, n_test=80, seed=0)
-display(Markdown(group_table(train=train, validation=val, test=test)))
+few = {"n_train": 400, "n_val": 80, "n_test": 80}
+train, val, test = load("birdscapes", **few, seed=0)
+Markdown(group_table(train=train, validation=val, test=test))
 
 # %% [markdown]
-# *Birdscapes* are drawn by the program. The label is the kind of bird. The attribute is the background, and it agrees
-# with the bird because we say so: $\rho$ is a number that you set. That makes it a good first dataset. You know the
-# truth, so a surprise is about the method.
+# One number sums up such a table. For two labels and two attributes, with $n_{ya}$ examples in a group and a dot for a
+# sum over both values, the correlation of $y$ and $a$ is
+#
+# $$\phi = \frac{n_{00} n_{11} - n_{01} n_{10}}{\sqrt{n_{0\cdot}\, n_{1\cdot}\, n_{\cdot 0}\, n_{\cdot 1}}}.$$
+#
+# It is 0 when the attribute says nothing about the label, and $\pm 1$ when it says all.
+
+# %%
+import math
+
+
+def phi(n00, n01, n10, n11):
+    margins = (n00 + n01) * (n10 + n11) * (n00 + n10) * (n01 + n11)
+    return (n00 * n11 - n01 * n10) / math.sqrt(margins)
+
+
+for name, split in (("training", train), ("test", test)):
+    print(f"{name:8} phi = {phi(*split.group_counts.tolist()):.2f}")
+assert abs(phi(*train.group_counts.tolist()) - 0.9) < 0.02  # 2 rho - 1
+assert abs(phi(*test.group_counts.tolist())) < 0.02
+
+# %% [markdown]
+# ## Made: you choose the correlation
+#
+# Three datasets are put together from known parts: you choose the share $\rho$ of matching training examples, and
+# validation and test splits have no correlation. *SpuCoMNIST* asks for a pair of digits (0 or 1, 2 or 3, ...) on a colour
+# that nearly always tells; *Dominoes* puts a digit over a vehicle and asks for the vehicle. (It needs MNIST and CIFAR-10.)
+
+# %%
+small = {"n_train": 2000, "n_val": 500, "n_test": 500}
+made = {
+    "Birdscapes": train,
+    "SpuCoMNIST": load("spuco_mnist", digits="drawn", rho=0.95, **small)[0],
+}
 
 # %% tags=["hide-input"]
 import torch
+from caml_core.data.sources import available
 from caml_core.pictures.figures import image_grid, use_book_style
+from torch.nn.functional import interpolate, pad
 
 use_book_style()
-
-
-def contact_sheet(split, title, columns=6):
-    groups = [g for g, n in enumerate(split.group_counts) if n >= columns]
-    rows = [torch.where(split.group == g)[0][:columns] for g in groups]
-    names = [split.group_names[g].replace(", ", ",<br>") for g in groups]
-    return image_grid(
-        split.x[torch.cat(rows)], columns=columns, labels=names, title=title
-    )
-
-
-contact_sheet(
-    test, "Birdscapes: the bird is the label, the background the shortcut"
-)
-
-# %%
-for name, split in (("training", train), ("test", test)):
-    share = (~split.is_minority).double().mean().item()
-    print(f"majority share, {name:8} {share:.2f}")
-    assert abs(share - (0.95 if split is train else 0.5)) < 0.02
-
-# %% [markdown]
-# ## Made from digits and vehicles
-#
-# *SpuCoMNIST* asks for the pair of a digit (0 or 1, 2 or 3, ...); the colour behind it nearly always tells. *Dominoes*
-# puts a digit over a vehicle and asks for the vehicle. Both are glued together from known parts, so any $\rho$ can be
-# had, and validation and test splits are made without correlation. The digits below are drawn by the program; with
-# `digits="mnist"` they are handwritten.
-
-# %%
-spuco, _, spuco_test = load(
-    "spuco_mnist", digits="drawn", rho=0.95, n_train=2000, n_val=500, n_test=500
-)
-usual = torch.where(~spuco.is_minority)[0]
-rare = torch.where(spuco.is_minority)[0]
-sheet = torch.cat(
-    [rows[spuco.y[rows] == k][:2] for rows in (usual, rare) for k in range(5)]
-)
+if available("mnist") and available("cifar10"):
+    made["Dominoes"] = load("dominoes", **small)[0]
+rows, names = [], []
+for name, split in made.items():
+    for kind, chosen in (
+        ("majority", ~split.is_minority),
+        ("minority", split.is_minority),
+    ):
+        classes = range(len(split.class_names))
+        each = 10 // len(classes)
+        of = [torch.where(chosen & (split.y == k))[0][:each] for k in classes]
+        x = split.x[torch.cat(of)].float()
+        x = interpolate(x, scale_factor=64 / x.shape[2], mode="nearest")
+        side = (64 - x.shape[3]) // 2
+        rows.append(pad(x, (side, side), value=255).byte())
+        names.append(f"{name},<br>{kind}")
 image_grid(
-    spuco.x[sheet],
+    torch.cat(rows),
     columns=10,
-    labels=["majority", "minority"],
-    title="SpuCoMNIST: two digits a class; the colour gives the class away",
+    labels=names,
+    title="The same labels, before the usual and the rare attribute",
 )
-
-# %% [markdown]
-# Dominoes needs MNIST and CIFAR-10 (140 MB). The two papers mean different things by the word, and the loader keeps
-# both by name:
-#
-# | | `protocol="hsfm"` | `protocol="caml"` |
-# |:--|:--|:--|
-# | classes | automobile, truck | all ten of CIFAR-10 |
-# | shortcut | digit 0 or 1 | the digit of the class |
-# | $\rho$ | 0.9, exact in each class | 0.95, by shuffling pairs |
-# | chance | 50% | 10% |
-#
-# A number from one protocol says nothing about the other.
 
 # %% tags=["hide-input"]
-from caml_core.data.sources import available
-
-if available("mnist") and available("cifar10"):
-    _, _, dominoes_test = load("dominoes", n_train=400, n_val=80, n_test=80)
-    display(
-        contact_sheet(
-            dominoes_test,
-            "Dominoes: the vehicle is the label, the digit the shortcut",
-            columns=8,
-        )
-    )
-else:
-    print("MNIST and CIFAR-10 are not here: connect once, or set CAML_DATA")
+for name, split in made.items():
+    share = (~split.is_minority).double().mean().item()
+    print(f"{name:10} share of matching examples in training {share:.2f}")
+    assert abs(share - (0.9 if name == "Dominoes" else 0.95)) < 0.02
 
 # %% [markdown]
-# ## Collected from the world
+# **Trap: one name, two datasets.** The Dominoes of HSFM (chapter [10](10_hsfm.ipynb)) are cars and trucks with a 0 or 1
+# and $\rho = 0.9$, our default; those of CAML (chapter [07](07_caml.ipynb)) have all ten classes of CIFAR-10, the digit of
+# the class and $\rho = 0.95$ (`protocol="caml"`). Chance is 50% in one and 10% in the other, so their numbers do not compare.
 #
-# The other datasets are fetched. Two functions show what your machine has of each, and the published table. Where a
-# dataset comes from, how large it is and under which licence, `python -m caml_core data list` prints as well.
+# ## Collected: somebody else chose
+#
+# The others are fetched (`python -m caml_core data list` says from where). Their counts are published:
+#
+# | dataset | label | attribute | where the correlation comes from |
+# |:--|:--|:--|:--|
+# | Waterbirds | land or water bird | land or water behind it | pasted on purpose: photographs of birds on landscapes |
+# | CelebA | blond hair | recorded sex | few blond men among these celebrities |
+# | CivilComments | toxic comment | names a group of people | naming people and attacking them go together |
+# | SpuCoAnimals | kind of bird, size of dog | where it stands | chosen from ImageNet on purpose |
+# | MetaShift | cat or dog | sofa, bed, bench, bike | chosen on purpose; test pictures are on shelves |
 
 # %%
 from importlib import import_module
 
-from caml_core.data.find import CATALOGUE, locate
+four = [0, 1, 2, 3]
+groups_of = {"waterbirds": four, "celeba": four, "civilcomments": four}
+groups_of["spuco_animals"] = [0, 1, 4, 5]  # birds; dogs have the same counts
+strength = {}
+for name, groups in groups_of.items():
+    strength[name] = {}
+    counts = import_module(f"caml_core.data.{name}").PUBLISHED
+    for split, n in counts.items():
+        strength[name][split] = abs(phi(*[n[g] for g in groups]))
+
+# %% tags=["opening", "hide-input"]
+import plotly.graph_objects as go
+
+names = ["Water-<br>birds", "CelebA", "Civil-<br>Comments"]
+names += ["SpuCo-<br>Animals"]
+figure = go.Figure()
+for split, name, colour in (
+    ("train", "training", "#7F7F7F"),
+    ("val", "validation", "#CC79A7"),
+    ("test", "test", "#009E73"),
+):
+    bars = [found[split] for found in strength.values()]
+    figure.add_bar(x=names, y=bars, name=name, marker_color=colour)
+    figure.data[-1].update(text=[f"{bar:.2f}" for bar in bars], textangle=0)
+    figure.data[-1].update(textposition="outside", cliponaxis=False)
+figure.update_layout(
+    title="Which split shows the shortcut differs between datasets",
+    xaxis={"title": "dataset", "tickangle": 0},
+    yaxis={"title": "|φ| of label and attribute", "range": [0, 1]},
+    margin={"r": 10},
+    meta={"alt": "Correlation of label and attribute, by dataset and split."},
+)
+
+# %% tags=["hide-input"]
+by = {name: list(found.values()) for name, found in strength.items()}
+assert by["waterbirds"][0] > 0.8 > 0.02 > max(by["waterbirds"][1:])
+for name in ("celeba", "civilcomments"):
+    assert max(by[name]) - min(by[name]) < 0.1 < min(by[name])
+assert min(by["spuco_animals"][:2]) > 0.8 > 0.02 > by["spuco_animals"][2]
+
+# %% [markdown]
+# Read it as advice on what a plain average can choose and show:
+#
+# - **Waterbirds**: neither validation nor test is correlated. An average over them does not reward the shortcut.
+# - **CelebA, CivilComments**: all three splits are alike. The average hardly notices a small minority; look at the worst
+#   group.
+# - **SpuCoAnimals**: validation looks like training, so the best epoch by its average may be the one that uses the
+#   shortcut best, and only the test split tells. CAML (cumulative active meta-learning, chapter [07](07_caml.ipynb))
+#   balances validation; the loader does so with `protocol="caml"`.
+#
+# ## Traps
+#
+# ### Labels: a towhee becomes a waterbird
+#
+# In Waterbirds a species was called a waterbird when its name *contains* one of seventeen words, such as "tern".
+
+# %%
+import re
+
+terns = ["Common Tern", "Least Tern"]
+others = ["Eastern Towhee", "Western Meadowlark", "Western Wood Pewee"]
+for name in [*terns, *others]:
+    is_tern = re.search(r"\btern\b", name.lower())
+    print(f"{name:20}", "a tern" if is_tern else "contains 'tern'")
+    assert "tern" in name.lower()
+    assert bool(is_tern) == (name in terns)
+
+# %% [markdown]
+# Three land birds became waterbirds, so some errors on "waterbird, land" are the label's.
+#
+# ### Averages: over which groups?
+#
+# The test split of Waterbirds has half of each kind of bird on water. Some papers report the plain average over it,
+# others weigh the groups as in *training*: with the accuracy $c_g$ of a group and its share $w_g$, $\sum_g w_g c_g$.
+# Take the rule "waterbird if on water", which is right on the two majority groups and wrong on the others:
+
+# %%
+from caml_core.data import waterbirds
+
+correct = [1, 0, 0, 1]  # c_g of land on land, land on water, ...
+average = {}
+for split in ("train", "test"):
+    n = waterbirds.PUBLISHED[split]
+    average[split] = sum(k * c for k, c in zip(n, correct)) / sum(n)
+    print(f"groups weighed as in {split:5}: {average[split]:.1%} right")
+assert average["train"] > 0.94
+assert abs(average["test"] - 0.5) < 0.01
+
+# %% [markdown]
+# One model, one test set, two averages. The [notation page](../book/notation.md) names both; say which you report.
+#
+# ### Worst groups: of how many examples?
+#
+# The smallest group of CelebA's test split is tiny. An accuracy $p$ on $n$ pictures has the standard error
+# $\sqrt{p(1-p)/n}$ before any seed is changed:
+
+# %%
+from caml_core.data import celeba
+
+n, p = min(celeba.PUBLISHED["test"]), 0.9
+error = 100 * math.sqrt(p * (1 - p) / n)
+print(f"{n} pictures: one of them is {100 / n:.2f} points")
+print(f"standard error at {p:.0%}: {error:.1f} points")
+assert 0.5 < 100 / n < 0.6
+assert 2.0 < error < 2.5
+
+# %% [markdown]
+# ### Groups: who defines them?
+#
+# - **MetaShift** has two test groups, cats and dogs, both on shelves. No test picture has a background of training, so
+#   its "worst group" measures a new place, not a minority. Its validation pictures are 15% of the *test* pictures: who
+#   chooses settings on them chooses on the new place.
+# - **CivilComments**: WILDS scores each of eight identities by itself (sixteen overlapping groups) and takes the worst.
+#   The papers of this book use four groups, as we do. The two worst groups do not compare. The column `identity_any` of
+#   the file is a third definition.
+#
+# ### Near copies: what does a test split test?
+#
+# *Madlibs* fill six templates with names, kind or nasty words, and people: "Angela is a lovely muslim" is not bad. One
+# word settles the label, the **judgement**. The attribute: does the sentence name an identity of a list? The loader draws
+# sentences so that the two go together. "Liam is a vile ..." and "Zoe is a vile ..." differ in a name, so a random split
+# trains on near copies of its test sentences. The loader gives each split its own judgements instead. What difference
+# does that make to a model that counts words?
+
+# %% tags=["hide-input"]
+import numpy as np
+
+
+def draw(file, rows, share, n, rng):
+    """n rows of each label; in a share of them the attribute equals it."""
+    chosen = []
+    for y in (0, 1):
+        usual = round(share * n)
+        for a, count in ((y, usual), (1 - y, n - usual)):
+            pool = rows[(file.y[rows] == y) & (file.a[rows] == a)]
+            chosen.append(rng.permutation(pool)[:count])
+    return np.concatenate(chosen)
+
+
+# %%
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+
+
+def count_words(file, train_rows, test_rows, rng, rho=0.95):
+    """Accuracy of counting words on minority and majority, percent."""
+    train = draw(file, train_rows, rho, 1000, rng)
+    test = draw(file, test_rows, 0.5, 500, rng)
+    words = CountVectorizer(token_pattern=r"\w+")
+    seen = words.fit_transform([file.text[i] for i in train])
+    model = LogisticRegression(max_iter=500).fit(seen, file.y[train])
+    new = words.transform([file.text[i] for i in test])
+    right = model.predict(new) == file.y[test]
+    minority = file.y[test] != file.a[test]
+    return 100 * right[minority].mean(), 100 * right[~minority].mean()
+
+
+# %% tags=["hide-input"]
+from caml_core.data.find import locate
 from caml_core.errors import CamlError
 
 
@@ -173,325 +331,10 @@ def is_here(name):
 
 
 # %%
-def table(name):
-    """The published group table; groups that are empty everywhere are left out."""
-    module = import_module(f"caml_core.data.{name}")
-    names = [f"{y}, {a}" for y in module.CLASSES for a in module.ATTRIBUTES]
-    counts = module.PUBLISHED
-    lines = [
-        "| group | " + " | ".join(counts) + " |",
-        "|:--|" + "--:|" * len(counts),
-    ]
-    for g, group in enumerate(names):
-        if any(column[g] for column in counts.values()):
-            cells = [
-                f"{n[g]:,}<br>{100 * n[g] / sum(n):.1f}%"
-                for n in counts.values()
-            ]
-            lines.append(f"| {group} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-# %%
-def card(name):
-    """Licence, source, and whether it is on this machine."""
-    entry = CATALOGUE[name]
-    size = sum(file.size or 0 for file in entry.files) / 1e6
-    lines = [
-        f"**{entry.title}**",
-        f"Licence: {entry.licence}.",
-        f"{entry.citation}. [Page]({entry.page})",
-    ]
-    if is_here(name):
-        lines.append("It is on this machine.")
-    elif entry.files:
-        about = f" ({size:,.0f} MB)" if size else ""
-        command = f"`python -m caml_core data fetch {name}`"
-        lines.append(f"Not on this machine. Fetch it{about}: {command}")
-    else:
-        how = f"no program can fetch it: {entry.by_hand}."
-        lines.append(f"Not on this machine, and {how}")
-    return Markdown("\n\n".join(lines))
-
-
-# %% [markdown]
-# ### Waterbirds
-#
-# Birds cut out of photographs (CUB-200-2011) are pasted on landscapes (Places). Nobody photographed these scenes: the
-# correlation was made, at 95%, to study what plain training does with it.
-
-# %% tags=["hide-input"]
-display(card("waterbirds"), Markdown(table("waterbirds")))
-if is_here("waterbirds"):
-    _, _, waterbirds_test = load("waterbirds")
-    display(
-        contact_sheet(
-            waterbirds_test,
-            "Waterbirds: pasted birds, so that bird and place can disagree",
-        )
-    )
-
-# %% [markdown]
-# **Trap 1: the labels.** A species was called a waterbird when its name *contains* one of seventeen words, such as
-# "tern". Look at what that does.
-
-# %%
-import re
-
-species = [
-    "Common Tern",
-    "Least Tern",
-    "Eastern Towhee",
-    "Western Meadowlark",
-    "Western Wood Pewee",
-]
-for name in species:
-    is_tern = re.search(r"\btern\b", name.lower())
-    print(f"{name:22}", "a tern" if is_tern else "contains 'tern'")
-    assert "tern" in name.lower()
-    assert bool(is_tern) == name.endswith("Tern")
-
-# %% [markdown]
-# Three land birds became waterbirds. Some errors that a model makes on "waterbird, land" are the label's. The same
-# mistake lurks in text: "male" stands in "female".
-#
-# **Trap 2: the training average.** In the test split half of each kind of bird is on water, on purpose, so a plain
-# average over it is not the accuracy that a user would see. Some papers therefore weight the groups as in *training*;
-# others report the plain one. The [notation page](../book/notation.md) names both.
-#
-# ### CelebA
-#
-# Is the hair blond? The attribute is the recorded sex. Here nobody made the correlation: there are few blond men among
-# these celebrities.
-
-# %%
-display(card("celeba"), Markdown(table("celeba")))
-
-# %% [markdown]
-# **Ethics.** We show no faces. The people in the pictures were not asked; the licence allows non-commercial research
-# only. The attributes are the guesses of annotators, "male" among them, and say nothing about how a person sees
-# themselves. Use the dataset to study shortcuts, not to build something that judges faces.
-#
-# **Trap.** The smallest group of the test split is tiny. One picture more or less moves its accuracy by more than half
-# a point, before any seed is changed.
-
-# %%
-from caml_core.data import celeba
-
-smallest = min(celeba.PUBLISHED["test"])
-one_picture = 100 / smallest
-wobble = 100 * (0.9 * 0.1 / smallest) ** 0.5  # binomial standard error at 90%
-print(f"{smallest} pictures: one of them is {one_picture:.2f} points")
-print(f"standard error at 90% accuracy: {wobble:.1f} points")
-assert 0.5 < one_picture < 0.6
-assert 2.0 < wobble < 2.5
-
-# %% [markdown]
-# ### MetaShift: cats and dogs
-#
-# In training cats are on sofas and beds, dogs on benches and with bikes. In the test split both are on shelves.
-
-# %% tags=["hide-input"]
-display(card("metashift"))
-if is_here("metashift"):
-    metashift_train, _, metashift_test = load("metashift")
-    display(Markdown(group_table(train=metashift_train, test=metashift_test)))
-    display(
-        contact_sheet(
-            metashift_test,
-            "MetaShift: in the test split, both animals are on shelves",
-        )
-    )
-
-# %% [markdown]
-# **Trap: two test groups.** "Worst group" means the lower of cat and dog. No test picture has a background of training,
-# so this measures a new place, not a minority. And the validation pictures are 15% of the *test* pictures: whoever
-# chooses settings on them chooses on the new place.
-#
-# ### SpuCoAnimals
-#
-# ImageNet birds on land and water, dogs indoors and outdoors: the "SpuCo" of the tables of
-# [CAML](07_caml.ipynb), cumulative active meta-learning.
-
-# %% tags=["hide-input"]
-display(card("spuco_animals"), Markdown(table("spuco_animals")))
-if is_here("spuco_animals"):
-    _, _, animals_test = load("spuco_animals")
-    display(
-        contact_sheet(
-            animals_test,
-            "SpuCoAnimals: real photographs, sorted by where the animal is",
-        )
-    )
-
-# %% [markdown]
-# **Trap.** The official validation split is as skewed as training, so the best epoch by its average is the epoch that
-# uses the shortcut best. CAML balances validation; the loader does so with `protocol="caml"`.
-#
-# ### CivilComments
-#
-# Comments under newspaper articles. Is the comment toxic? The attribute: does it speak of one of eight groups of
-# people? Comments that do are attacked more often, so a model learns that naming people is rude.
-
-# %%
-display(card("civilcomments"), Markdown(table("civilcomments")))
-
-# %% [markdown]
-# **Ethics.** The sentences hurt, and they are real. A filter that leans on the shortcut silences the very people whom
-# it should protect. Print examples only when you must, and never leave them in a notebook.
-#
-# **Trap.** WILDS scores each of the eight identities by itself (sixteen overlapping groups) and takes the worst. The
-# papers of this book use four groups. The second number is higher; they do not compare. The column `identity_any` of
-# the file is a third definition.
-#
-# ## Which split shows the shortcut?
-#
-# Now compare all of them with one number. For two labels and two attributes, the correlation of $y$ and $a$ is
-#
-# $$\phi = \frac{n_{00} n_{11} - n_{01} n_{10}}{\sqrt{n_{0\cdot}\, n_{1\cdot}\, n_{\cdot 0}\, n_{\cdot 1}}},$$
-#
-# where $n_{ya}$ counts a group and a dot is a sum over both values. It is 0 when the attribute says nothing about the
-# label, and $\pm 1$ when it says all.
-
-# %%
-import math
-
-
-def phi(n00, n01, n10, n11):
-    margins = (n00 + n01) * (n10 + n11) * (n00 + n10) * (n01 + n11)
-    return (n00 * n11 - n01 * n10) / math.sqrt(margins)
-
-
-four = [0, 1, 2, 3]
-groups_of = {"waterbirds": four, "celeba": four, "civilcomments": four}
-groups_of["spuco_animals"] = [0, 1, 4, 5]  # birds; dogs have the same counts
-strength = {}
-for name, groups in groups_of.items():
-    counts = import_module(f"caml_core.data.{name}").PUBLISHED
-    found = {
-        split: abs(phi(*(n[g] for g in groups))) for split, n in counts.items()
-    }
-    print(f"{name:14}", *(f"{split} {v:.2f} " for split, v in found.items()))
-    strength[name] = found
-
-# %% tags=["opening", "hide-input"]
-import plotly.graph_objects as go
-
-names = ["Water-<br>birds", "CelebA", "Civil-<br>Comments", "SpuCo-<br>Animals"]
-figure = go.Figure()
-for split, name, colour in (
-    ("train", "training", "#7F7F7F"),
-    ("val", "validation", "#CC79A7"),
-    ("test", "test", "#009E73"),
-):
-    bars = [round(found[split], 3) for found in strength.values()]
-    figure.add_bar(x=names, y=bars, name=name, marker_color=colour)
-figure.update_layout(
-    title="Some test splits remove the shortcut; CelebA and CivilComments keep it",
-    xaxis={"title": "dataset", "tickangle": 0},
-    yaxis={"title": "|φ| of label and attribute", "range": [0, 1]},
-    margin={"r": 10},
-    meta={
-        "alt": "Correlation of label and attribute in three splits of four datasets."
-    },
-)
-
-# %% [markdown]
-# No bar means $\phi = 0$. In **Waterbirds** the shortcut is strong in training and absent from both other splits, so
-# choosing by plain validation accuracy already helps the minority. In **CelebA** and **CivilComments** all three splits
-# are alike: the average hardly notices a minority, and only the worst group shows the shortcut. In **SpuCoAnimals**
-# validation looks like training and only the test split is balanced.
-
-# %% tags=["hide-input"]
-assert strength["waterbirds"]["train"] > 0.8
-assert strength["waterbirds"]["val"] < 0.02
-assert strength["waterbirds"]["test"] < 0.02
-for name in ("celeba", "civilcomments"):
-    values = strength[name].values()
-    assert max(values) - min(values) < 0.1, name
-assert strength["spuco_animals"]["train"] > 0.8
-assert (
-    abs(strength["spuco_animals"]["val"] - strength["spuco_animals"]["train"])
-    < 0.02
-)
-assert strength["spuco_animals"]["test"] < 0.02
-
-# %% [markdown]
-# ## Sentences from templates
-#
-# *Madlibs* were written to test filters such as those for CivilComments: six templates, filled with names, kind or
-# nasty words, and people. "Angela is a lovely muslim" is not bad; with another adjective it is. The label is
-# settled by one word, the **judgement**. The attribute: does the sentence name one of these?
-
-# %%
 from caml_core.data import madlibs
 
-display(card("madlibs"))
-for column, words in madlibs.IDENTITIES.items():
-    print(f"{column:16}{', '.join(words)}")
-
-# %%
-HAVE_MADLIBS = is_here("madlibs")
-if HAVE_MADLIBS:
-    file = madlibs.read()
-    kind = [
-        i
-        for i, word in enumerate(file.judgement)
-        if word in ("lovely", "caring", "respect", "am")
-    ]
-    for i in kind[:: len(kind) // 6]:
-        print(f"a = {file.a[i]}  {file.text[i]}")
-    per_label = [file.a[file.y == label].mean() for label in (0, 1)]
-    for name, share in zip(("not bad", "bad"), per_label):
-        print(f"{name:7} sentences that name one: {share:.1%}")
-    assert abs(per_label[0] - per_label[1]) < 0.001
-
-# %% [markdown]
-# In the file, label and attribute are independent. The loader makes the shortcut by choosing sentences: a share $\rho$
-# of the bad ones names an identity of the list, and a share $\rho$ of the others does not. (The remaining identities,
-# such as "canadian", stay in both.)
-#
-# **Trap: near copies.** "Liam is a vile ..." and "Zoe is a vile ..." differ in a name. If one is in training and the
-# other in the test split, a list of nasty words is enough. So the loader gives each split its own judgements. What
-# difference does it make? Let a model count words, the plainest model there is, and split in both ways.
-
-# %%
-import numpy as np
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
-
-
-def draw(file, rows, share, n, rng):
-    """n rows of each label, a share of them with the attribute that goes with it."""
-    chosen = []
-    for label in (0, 1):
-        for a, count in (
-            (label, round(share * n)),
-            (1 - label, n - round(share * n)),
-        ):
-            pool = rows[(file.y[rows] == label) & (file.a[rows] == a)]
-            chosen.append(rng.permutation(pool)[:count])
-    return np.concatenate(chosen)
-
-
-# %% tags=["hide-input"]
-def count_words(file, train_rows, test_rows, rng, rho=0.95):
-    """Accuracy of counting words on minority and majority, percent."""
-    train = draw(file, train_rows, rho, 1000, rng)
-    test = draw(file, test_rows, 0.5, 500, rng)
-    words = CountVectorizer(token_pattern=r"\w+")
-    seen = words.fit_transform([file.text[i] for i in train])
-    model = LogisticRegression(max_iter=500).fit(seen, file.y[train])
-    right = (
-        model.predict(words.transform([file.text[i] for i in test]))
-        == file.y[test]
-    )
-    minority = file.y[test] != file.a[test]
-    return 100 * right[minority].mean(), 100 * right[~minority].mean()
-
-
-if HAVE_MADLIBS:
-    rng = np.random.default_rng(0)
+if HAVE_MADLIBS := is_here("madlibs"):
+    file, rng = madlibs.read(), np.random.default_rng(0)
     rows = rng.permutation(len(file.text))
     by_sentence = count_words(file, rows[:50000], rows[50000:], rng)
     words = madlibs.split_words(file, rng)
@@ -500,42 +343,47 @@ if HAVE_MADLIBS:
         for split in ("train", "test")
     ]
     by_judgement = count_words(file, *parts, rng)
-    assert by_sentence[0] > 85
-    assert by_judgement[0] < 30
-    assert by_judgement[1] > 70
 
 # %% tags=["hide-input"]
 from caml_core.pictures.figures import MAJORITY, MINORITY, add_chance
+from IPython.display import display
 
 if HAVE_MADLIBS:
-    ways = ["by sentence", "by judgement"]
     figure = go.Figure()
     for k, (name, colour) in enumerate(
         (("minority", MINORITY), ("majority", MAJORITY))
     ):
         bars = [round(pair[k]) for pair in (by_sentence, by_judgement)]
         figure.add_bar(
-            x=ways, y=bars, name=name, marker_color=colour, text=bars
+            x=["by sentence", "by judgement"],
+            **{"y": bars, "name": name, "marker_color": colour, "text": bars},
         )
     figure.update_layout(
-        title="Near copies make counting words look like understanding",
-        xaxis={"title": "how training and test are told apart", "tickangle": 0},
+        title="Near copies hide what counting words has learned",
+        xaxis={"title": "how training and test are split", "tickangle": 0},
         yaxis={"title": "accuracy (%)", "range": [0, 104]},
     )
     display(add_chance(figure, 50))
+    assert min(by_sentence) > 85
+    assert by_judgement[0] < 30
+    assert by_judgement[1] > 70
+else:
+    print("No madlibs here. python -m caml_core data fetch madlibs")
 
 # %% [markdown]
-# Split by judgement, the model has never met the words that matter and answers by the identity alone. A pretrained
-# encoder knows that "rotten" resembles "nasty", so it can do the honest task; `load("madlibs")` gives its sentence
-# vectors.
+# Split by sentence, counting words is right on minority and majority alike. Split by judgement it has never met the words
+# that matter, and answers by the identity. `load("madlibs")` gives sentence vectors of a pretrained encoder, which may
+# know that "rotten" resembles "nasty".
 #
 # ## What we saw
 #
-# - A group table comes first. It tells which split carries the shortcut, and so what a validation score can choose.
-# - Made datasets (birdscapes, SpuCoMNIST, Dominoes, Waterbirds) have a known truth; collected ones (CelebA,
-#   CivilComments) have a history and people in them.
-# - Every dataset has a trap: wrong labels, a tiny worst group, two test groups, near copies, three definitions of one
-#   word.
+# - A group table, and $\phi$, come first. They tell which split carries the shortcut, and so what a validation score can
+#   choose.
+# - Waterbirds' test split has no correlation, those of CelebA and CivilComments keep it, and SpuCoAnimals' validation
+#   split has the shortcut of training.
+# - The same rule scores 95% or 50% on Waterbirds, as groups are weighed.
+# - One picture of CelebA's smallest test group is more than half a point.
+# - A name of a dataset is not a protocol: wrong labels, test groups, definitions and near copies are part of a result.
 #
 # **Turn these knobs.** `rho` and `magnitude` of `spuco_mnist`; `seed` of `madlibs`, which draws other judgements;
 # `load("folder", path=...)` for pictures of your own.
@@ -585,17 +433,17 @@ if HAVE_MADLIBS:
 #
 # ## Exercises
 #
-# **Exercise 1: the shortcut's score.** From the table alone: which accuracy does "waterbird if on water" reach on
-# Waterbirds' training, validation and test splits?
+# **Exercise 1: the shortcut's score.** From the published counts (appendix): which accuracy does "waterbird if on water"
+# reach on Waterbirds' *validation* split? And on CelebA, what does "blond if female" reach in each split?
 
 # %% tags=["hide-cell", "solution"]
 # @title Solution 1 { display-mode: "form" }
-from caml_core.data import waterbirds
-
-for split, n in waterbirds.PUBLISHED.items():
-    score = (n[0] + n[3]) / sum(n)  # the two majority groups
-    print(f"{split:6} {score:.1%}")
-    assert abs(score - (0.95 if split == "train" else 0.5)) < 0.01
+n = waterbirds.PUBLISHED["val"]
+print(f"waterbirds val {(n[0] + n[3]) / sum(n):.1%}")
+assert abs((n[0] + n[3]) / sum(n) - 0.5) < 0.01
+for split, n in celeba.PUBLISHED.items():
+    print(f"celeba {split:6} {(n[1] + n[2]) / sum(n):.1%}")
+    assert 0.49 < (n[1] + n[2]) / sum(n) < 0.57  # a weak shortcut
 
 # %% [markdown]
 # **Exercise 2: enough pictures.** How many test pictures would the smallest group of CelebA need for a standard error of
@@ -607,8 +455,8 @@ for split, n in waterbirds.PUBLISHED.items():
 #
 # </details>
 #
-# **Exercise 3: no correlation.** Word counting, split by judgement, is wrong on nearly all minorities. What would it
-# score if $\rho$ were one half?
+# **Exercise 3: no correlation.** Word counting, split by judgement, is wrong on most minorities. What would it score if
+# $\rho$ were one half?
 #
 # <details><summary>Solution 3</summary>
 #
@@ -624,6 +472,59 @@ if HAVE_MADLIBS:
     assert all(abs(score - 50) < 20 for score in guess)
 else:
     print("madlibs is not on this machine")
+
+# %% [markdown]
+# ## Appendix: licences, sources, counts
+#
+# `python -m caml_core data fetch NAME` fetches a dataset, but for MetaShift, which a browser has to.
+#
+# **Two of them hurt people.** We show no faces: the people in CelebA were not asked, and its attributes, "male" among
+# them, are guesses of annotators. The sentences of CivilComments are real, and a filter that leans on the shortcut
+# silences those whom it should protect. Study shortcuts with both; build nothing that judges faces; leave no comments in
+# a notebook.
+
+# %% tags=["hide-input"]
+from caml_core.data.find import CATALOGUE
+from caml_core.runs.tables import markdown
+
+rows = []
+for name in ("waterbirds", "celeba", "civilcomments", "spuco_animals",
+             "metashift", "madlibs"):  # fmt: skip
+    entry = CATALOGUE[name]
+    size = sum(part.size or 0 for part in entry.files) / 1e6
+    about = f"{size:,.0f}\u00a0MB" if size else ""
+    rows.append([f"[{name}]({entry.page})", entry.licence, about])
+table = markdown(["dataset", "licence", "download"], rows)
+Markdown(table.replace("--:", ":--"))
+
+# %% tags=["hide-input"]
+rows = []
+for name in groups_of:
+    module = import_module(f"caml_core.data.{name}")
+    named = [f"{y}, {a}" for y in module.CLASSES for a in module.ATTRIBUTES]
+    for g, group in enumerate(named):
+        n = [module.PUBLISHED[split] for split in ("train", "val", "test")]
+        if any(split[g] for split in n):
+            cells = [f"{s[g]:,} ({100 * s[g] / sum(s):.1f}%)" for s in n]
+            rows.append([f"{name}: {group}", *cells])
+header = ["published counts", "training", "validation", "test"]
+Markdown(markdown(header, rows))
+
+# %% [markdown]
+# Photographs of the datasets that are on your machine, a row for each group of the test split:
+
+# %% tags=["hide-input"]
+photographs = [n for n in ("waterbirds", "metashift", "spuco_animals")
+               if is_here(n)]  # fmt: skip
+for name in photographs:
+    split = load(name)[2]
+    groups = [g for g, n in enumerate(split.group_counts) if n >= 6]
+    rows = [torch.where(split.group == g)[0][:6] for g in groups]
+    texts = [split.group_names[g].replace(", ", ",<br>") for g in groups]
+    picture = split.x[torch.cat(rows)]
+    title = f"{CATALOGUE[name].title.split(':')[0]}, test split"
+    display(image_grid(picture, columns=6, labels=texts, title=title))
+print("shown:", ", ".join(photographs) or "none; none is on this machine")
 
 # %% [markdown]
 # ## References
