@@ -21,7 +21,6 @@ import functools
 import importlib.metadata
 import io
 import itertools
-import json
 import os
 import platform
 import statistics
@@ -52,6 +51,7 @@ from caml_core.meta import add_to_gradient, loss_at, meta_gradient, trainable
 from caml_core.metrics import group_metrics
 from caml_core.networks import backbone
 from caml_core.runs.lists import expand
+from caml_core.runs.records import provenance, write_records
 from caml_core.runs.sweep import execute, sweep
 from caml_core.store import cache_dir
 
@@ -498,6 +498,7 @@ def sweeps(small: bool) -> list[Line]:
 
 def measure(row: Line, repeats: int) -> dict[str, Any]:
     """Medians of seconds, in turn, after a first run of each that is compared and not counted."""
+    start = time.perf_counter()
     runs, missing = {"ours": row.ours, **row.peers}, []
     first = {}
     for name, run in list(runs.items()):
@@ -513,22 +514,40 @@ def measure(row: Line, repeats: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            start = time.perf_counter()
+            began = time.perf_counter()
             run()
-            seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return {"work": row.work, "seconds": medians, "agree": agree, "missing": missing, "repeats": repeats}
+            seconds[name].append(time.perf_counter() - began)
+    return {
+        "method": "peers",
+        "dataset": row.work,
+        "seed": 0,
+        "config": {
+            "repeats": repeats,
+            "cores": os.cpu_count(),
+            "processor": platform.machine(),
+            "packages": packages(),
+        },
+        "metrics": {name: {"value": statistics.median(values)} for name, values in seconds.items()},
+        "agree": agree,
+        "missing": missing,
+        "provenance": provenance(CPU, time.perf_counter() - start, "python -m benchmarks.peers"),
+    }
 
 
-def in_markdown(row: dict[str, Any]) -> str:
+def packages() -> dict[str, str]:
+    installed = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
+    return {name: installed[name] for name in VERSIONS if name in installed}
+
+
+def in_markdown(record: dict[str, Any]) -> str:
     """Seconds and how many times ours each peer takes."""
-    own = row["seconds"]["ours"]
+    seconds = {name: found["value"] for name, found in record["metrics"].items()}
+    own = seconds.pop("ours")
     cells = [
         f"{name} {value:.3g} s ({value / own:.2g}x{', ahead' if value < own / 1.05 and name != FLOOR else ''})"
-        for name, value in row["seconds"].items()
-        if name != "ours"
+        for name, value in seconds.items()
     ]
-    return f"| {row['work']} | {own:.3g} s | {'; '.join(cells + row['missing'])} | {row['agree']} |"
+    return f"| {record['dataset']} | {own:.3g} s | {'; '.join(cells + record['missing'])} | {record['agree']} |"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -536,24 +555,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("lines", nargs="*", metavar="NAME", help=f"of {', '.join(LINES)}; default: all")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="small sizes, to see that everything agrees")
-    parser.add_argument("--out", type=Path, help="JSON file for the record: machine, versions, medians")
+    parser.add_argument("--out", type=Path, help="JSON file for a record of each line")
     given = parser.parse_args(arguments)
     if unknown := set(given.lines) - set(LINES):
         parser.error(f"no line {', '.join(sorted(unknown))}; there are {', '.join(LINES)}")
     torch.set_flush_denormal(True)
     os.environ["CAML_CACHE"] = tempfile.mkdtemp()
     print("| work | ours | others | agreement |\n|:--|--:|:--|:--|")
-    rows = []
+    records = []
     for name in given.lines or LINES:
         for row in LINES[name](given.small):
-            rows.append(measure(row, given.repeats))
-            print(in_markdown(rows[-1]), flush=True)
-    if given.out:
-        installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-        machine = {"processor": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-        versions = {name: installed[name] for name in VERSIONS if name in installed}
-        record = {"machine": machine, "python": platform.python_version(), "versions": versions, "lines": rows}
-        given.out.write_text(json.dumps({**record, "date": time.strftime("%Y-%m-%d")}, indent=1) + "\n", "utf-8")
+            records.append(measure(row, given.repeats))
+            print(in_markdown(records[-1]), flush=True)
+            if given.out:
+                write_records(given.out, records)
     return 0
 
 
