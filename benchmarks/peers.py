@@ -4,9 +4,9 @@ Every line first shows that both do the same, then times them in turn (a round o
 and prints medians in Markdown; a peer that is ahead by more than 5% is marked. Peers that are not installed are named.
 
     pip install -e ".[peers]"
-    python benchmarks/peers.py                                  # all lines
-    python benchmarks/peers.py acquisition hsfm --repeats 5 --out results/peers.json
-    python benchmarks/peers.py --small                          # a minute: does everything run and agree?
+    python -m benchmarks.peers                                  # all lines
+    python -m benchmarks.peers acquisition hypergradients --repeats 5 --out results/peers.json
+    python -m benchmarks.peers --small                          # a minute: does everything run and agree?
 
 A new line is a function under `@line` that returns `Line`s; a peer's import stands inside its own function.
 """
@@ -14,31 +14,52 @@ A new line is a function under `@line` that returns `Line`s; a peer's import sta
 from __future__ import annotations
 
 import argparse
+import contextlib
+import copy
 import dataclasses
+import functools
 import importlib.metadata
-import json
+import io
+import itertools
 import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import joblib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.meta_step import ALPHA, by_higher, by_torchopt, deep_copies
 from caml_core.acquisition import Pool, acquire
+from caml_core.data.images import packed
+from caml_core.features import extract_features
 from caml_core.groups import GroupDataset
 from caml_core.heads import C_GRID, dfr
 from caml_core.hsfm import draw_support, hsfm
 from caml_core.hsfm_settings import PUBLISHED, Settings, scaled
+from caml_core.meta import add_to_gradient, loss_at, meta_gradient, trainable
 from caml_core.metrics import group_metrics
+from caml_core.networks import backbone
+from caml_core.runs.lists import expand
+from caml_core.runs.records import provenance, write_records
+from caml_core.runs.sweep import execute, sweep
+from caml_core.store import cache_dir
 
-VERSIONS = ("torch", "numpy", "scikit-learn", "scikit-activeml", "torchopt", "higher")
+VERSIONS = (
+    "torch", "torchvision", "numpy", "pillow", "scikit-learn", "onnxruntime", "joblib",
+    "scikit-activeml", "torchopt", "higher", "openvino",
+)  # fmt: skip
+CPU, FLOOR = torch.device("cpu"), "its gradients alone"
 
 
 class Line(NamedTuple):
@@ -50,6 +71,7 @@ class Line(NamedTuple):
     agree: Callable[
         [Any, dict[str, Any]], str
     ]  # (our result, theirs by name): how they agree; raises where they do not
+    floor: Callable[[], Any] | None = None  # what no way can go below
 
 
 LINES: dict[str, Callable[[bool], list[Line]]] = {}
@@ -294,11 +316,189 @@ def _dfr(n: int, rho: float, d: int) -> Line:
     return Line(work, lambda: dfr(val, val), {"authors' way": lambda: authors_dfr(val, 0)}, agree)
 
 
+# --- networks, pictures, sweeps ---------------------------------------------------------------------------------------
+
+
+@line
+def meta_step(small: bool) -> list[Line]:
+    """A step of CAML; the floor is what its 2R + 1 gradients cost alone."""
+    name, size, rounds = ("small_cnn", (16, 16), 2) if small else ("resnet18", (64, 32), 5)
+    network = backbone(name, 10, pretrained=False).train()
+    draws = torch.Generator().manual_seed(0)
+
+    def batch() -> tuple[Tensor, Tensor]:
+        x = torch.randint(0, 256, (32, 3, *size), dtype=torch.uint8, generator=draws)
+        return x, torch.randint(0, 10, (32,), generator=draws)
+
+    final, tasks = batch(), [(batch(), batch()) for _ in range(rounds)]
+    loss, theta = loss_at(network, CPU), trainable(network)
+
+    def step(way: Callable[[], list[Tensor]]) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            network.zero_grad()
+            F.cross_entropy(network(final[0]), final[1]).backward()
+            c = way()
+            add_to_gradient(theta, c)
+            return torch.cat([part.flatten() for part in c])
+
+        return run
+
+    def agree(ours: Tensor, theirs: dict[str, Tensor]) -> str:
+        apart = max(float((ours - found).norm() / ours.norm()) for found in theirs.values())
+        assert apart < 1e-4, f"meta-gradients are {apart:.1e} apart"
+        return f"meta-gradients {apart:.0e} apart"
+
+    def floor() -> None:
+        for _ in range(2 * rounds + 1):
+            network.zero_grad()
+            F.cross_entropy(network(final[0]), final[1]).backward()
+
+    peers = {"a deep copy a task": deep_copies, "torchopt": by_torchopt, "higher": by_higher}
+    return [
+        Line(
+            f"CAML's step, {name}, {size[0]} x {size[1]}, R = {rounds}",
+            step(lambda: meta_gradient(loss, theta, tasks, alpha=ALPHA)),
+            {peer: step(functools.partial(way, network, tasks, CPU)) for peer, way in peers.items()},
+            agree,
+            floor,
+        )
+    ]
+
+
+@line
+def encoder(small: bool) -> list[Line]:
+    """Features of a pretrained network, from pictures in memory; what has to be set up first counts."""
+    n, network = 32 if small else 2_000, backbone("efficientnet_lite0", 2).eval()
+    x = torch.randint(0, 256, (n, 3, 64, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(n) % 2
+    split = GroupDataset(x, y, y, class_names=("0", "1"), attribute_names=("0", "1"))
+
+    @torch.no_grad()
+    def plain() -> Tensor:
+        return torch.cat([network.features(part) for part in x.split(32)])
+
+    def openvino() -> Tensor:
+        import openvino as ov
+
+        body: Any = copy.deepcopy(network)
+        body.head = nn.Identity()
+        model = ov.convert_model(body, example_input=x[:2], input=[-1, 3, 64, 32])
+        run = ov.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return torch.cat([torch.from_numpy(run(part.numpy())[0].copy()) for part in x.split(32)])
+
+    def agree(ours: Tensor, theirs: dict[str, Tensor]) -> str:
+        apart = max(float((ours - z).abs().max()) for z in theirs.values())
+        assert apart < 1e-3, f"features are {apart:.1e} apart"
+        return f"features at most {apart:.0e} apart"
+
+    ours = lambda: extract_features(network, split, CPU, cache=False, engine="onnx").x  # noqa: E731
+    work = f"features of {n:,} pictures, EfficientNet-Lite0, 64 x 32 enlarged to 192 x 96"
+    return [Line(work, ours, {"a plain loop, 32 at a time": plain, "OpenVINO": openvino}, agree)]
+
+
+@line
+def pictures(small: bool) -> list[Line]:
+    """JPEG files of photographs' size to uint8 pictures of 224 x 224, all of them once."""
+    n = 24 if small else 2_000
+    folder = Path(tempfile.mkdtemp())
+    rng, files = np.random.default_rng(0), [folder / f"{i}.jpg" for i in range(n)]
+    for i, file in enumerate(files):
+        if i % 50 == 0:
+            coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
+            drawn = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC)).astype(int)
+        Image.fromarray((drawn + rng.integers(-12, 12, drawn.shape)).clip(0, 255).astype(np.uint8)).save(file)
+
+    def ours() -> Tensor:
+        for old in (cache_dir() / "packed").glob("*.npy"):
+            old.unlink()
+        return packed(files, progress=False)
+
+    def by(decode: Callable[[Path], Tensor]) -> Callable[[], Tensor]:
+        dataset: Any = Decoded(files, decode)
+        return lambda: torch.cat([part.clone() for part in DataLoader(dataset, 64, num_workers=2)])
+
+    def agree(ours: Tensor, theirs: dict[str, Tensor]) -> str:
+        apart = {name: float((ours.int() - x.int()).abs().float().mean()) for name, x in theirs.items()}
+        assert max(apart.values()) < 1, f"grey levels apart on average: {apart}"
+        return f"on average at most {max(apart.values()):.2f} grey levels apart"
+
+    peers = {"DataLoader, 2 workers, Pillow": by(by_pillow), "DataLoader, 2 workers, decode_jpeg": by(by_torchvision)}
+    return [Line(f"{n:,} JPEG files of 500 x 375 to 224 x 224", ours, peers, agree)]
+
+
+class Decoded(Dataset[Tensor]):
+    """Pictures as they are read from their files."""
+
+    def __init__(self, files: list[Path], decode: Callable[[Path], Tensor]) -> None:
+        self.files, self.decode = files, decode
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.decode(self.files[i])
+
+
+def by_pillow(file: Path) -> Tensor:
+    with Image.open(file) as image:
+        rgb = image.convert("RGB").resize((256, 256), Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
+    return torch.from_numpy(np.asarray(rgb).transpose(2, 0, 1).copy())
+
+
+def by_torchvision(file: Path) -> Tensor:
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+    from torchvision.transforms.v2.functional import center_crop, resize
+
+    pixels = decode_jpeg(read_file(str(file)), mode=ImageReadMode.RGB)
+    return center_crop(resize(pixels, [256, 256], antialias=True), [224, 224])
+
+
+LIST = """
+dataset = "birdscapes"
+option = {{ size = 32, n_train = 1000, n_val = 200, n_test = 200 }}
+backbone = "small_cnn"
+method = "erm"
+epochs = {epochs}
+seed = {seeds}
+[[runs]]
+"""
+
+
+@line
+def sweeps(small: bool) -> list[Line]:
+    """A list of runs on all cores, from the call to the last record."""
+    n, epochs = (2, 1) if small else (16, 12)
+    folder = Path(tempfile.mkdtemp())
+    file, turns = folder / "list.toml", itertools.count()
+    file.write_text(LIST.format(epochs=epochs, seeds=list(range(n))), encoding="utf-8")
+    for run in expand(file):  # draws the pictures, once for all
+        execute(run, folder / "first", None, "cpu")
+
+    def ours() -> list[Any]:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            records = sweep(file, folder / f"{next(turns)}.json", device="cpu")
+        return [record["metrics"] for record in records]
+
+    def by_joblib() -> list[Any]:
+        work = folder / f"joblib{next(turns)}"
+        records: Any = joblib.Parallel(joblib.cpu_count())(
+            joblib.delayed(execute)(run, work, None, "cpu") for run in expand(file)
+        )
+        return [record["metrics"] for record in records]
+
+    def agree(ours: list[Any], theirs: dict[str, list[Any]]) -> str:
+        assert all(found == ours for found in theirs.values()), "other numbers"
+        return "same numbers, bit for bit"
+
+    return [Line(f"{n} short trainings on all cores", ours, {"joblib": by_joblib}, agree)]
+
+
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
 def measure(row: Line, repeats: int) -> dict[str, Any]:
     """Medians of seconds, in turn, after a first run of each that is compared and not counted."""
+    start = time.perf_counter()
     runs, missing = {"ours": row.ours, **row.peers}, []
     first = {}
     for name, run in list(runs.items()):
@@ -309,25 +509,45 @@ def measure(row: Line, repeats: int) -> dict[str, Any]:
             del runs[name]
     theirs = {name: result for name, result in first.items() if name != "ours"}
     agree = row.agree(first["ours"], theirs) if theirs else "nobody to compare with"
+    if row.floor:
+        runs[FLOOR] = row.floor
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            start = time.perf_counter()
+            began = time.perf_counter()
             run()
-            seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return {"work": row.work, "seconds": medians, "agree": agree, "missing": missing, "repeats": repeats}
+            seconds[name].append(time.perf_counter() - began)
+    return {
+        "method": "peers",
+        "dataset": row.work,
+        "seed": 0,
+        "config": {
+            "repeats": repeats,
+            "cores": os.cpu_count(),
+            "processor": platform.machine(),
+            "packages": packages(),
+        },
+        "metrics": {name: {"value": statistics.median(values)} for name, values in seconds.items()},
+        "agree": agree,
+        "missing": missing,
+        "provenance": provenance(CPU, time.perf_counter() - start, "python -m benchmarks.peers"),
+    }
 
 
-def in_markdown(row: dict[str, Any]) -> str:
+def packages() -> dict[str, str]:
+    installed = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
+    return {name: installed[name] for name in VERSIONS if name in installed}
+
+
+def in_markdown(record: dict[str, Any]) -> str:
     """Seconds and how many times ours each peer takes."""
-    own = row["seconds"]["ours"]
+    seconds = {name: found["value"] for name, found in record["metrics"].items()}
+    own = seconds.pop("ours")
     cells = [
-        f"{name} {value:.3g} s ({value / own:.2g}x{', ahead' if value < own / 1.05 else ''})"
-        for name, value in row["seconds"].items()
-        if name != "ours"
+        f"{name} {value:.3g} s ({value / own:.2g}x{', ahead' if value < own / 1.05 and name != FLOOR else ''})"
+        for name, value in seconds.items()
     ]
-    return f"| {row['work']} | {own:.3g} s | {'; '.join(cells + row['missing'])} | {row['agree']} |"
+    return f"| {record['dataset']} | {own:.3g} s | {'; '.join(cells + record['missing'])} | {record['agree']} |"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -335,23 +555,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("lines", nargs="*", metavar="NAME", help=f"of {', '.join(LINES)}; default: all")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="small sizes, to see that everything agrees")
-    parser.add_argument("--out", type=Path, help="JSON file for the record: machine, versions, medians")
+    parser.add_argument("--out", type=Path, help="JSON file for a record of each line")
     given = parser.parse_args(arguments)
     if unknown := set(given.lines) - set(LINES):
         parser.error(f"no line {', '.join(sorted(unknown))}; there are {', '.join(LINES)}")
     torch.set_flush_denormal(True)
+    os.environ["CAML_CACHE"] = tempfile.mkdtemp()
     print("| work | ours | others | agreement |\n|:--|--:|:--|:--|")
-    rows = []
+    records = []
     for name in given.lines or LINES:
         for row in LINES[name](given.small):
-            rows.append(measure(row, given.repeats))
-            print(in_markdown(rows[-1]), flush=True)
-    if given.out:
-        installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-        machine = {"processor": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-        versions = {name: installed[name] for name in VERSIONS if name in installed}
-        record = {"machine": machine, "python": platform.python_version(), "versions": versions, "lines": rows}
-        given.out.write_text(json.dumps({**record, "date": time.strftime("%Y-%m-%d")}, indent=1) + "\n", "utf-8")
+            records.append(measure(row, given.repeats))
+            print(in_markdown(records[-1]), flush=True)
+            if given.out:
+                write_records(given.out, records)
     return 0
 
 

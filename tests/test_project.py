@@ -74,7 +74,7 @@ def test_results_carry_their_provenance() -> None:
         for record in read_records(file):
             found = record["provenance"]
             assert found["command"].startswith(
-                ("python -m caml_core run", "python benchmarks/", "python results/studies/")
+                ("python -m caml_core run", "python benchmarks/", "python -m benchmarks.", "python results/studies/")
             )
             assert re.fullmatch(r"[0-9a-f]{12}(\+changes)?", found["commit"])
             assert found["device"]

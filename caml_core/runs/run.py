@@ -68,7 +68,12 @@ def run(
     def network() -> Backbone:
         pretrained, n_classes = False if method.from_scratch else None, len(splits[0].class_names)
         sizes: dict[str, Any] = {"n_inputs": width, "upscale": method.upscale}
-        return backbone(method.backbone, n_classes, pretrained=pretrained, seed=seed, **sizes)
+        made = backbone(method.backbone, n_classes, pretrained=pretrained, seed=seed, **sizes)
+        if momentum := getattr(method, "norm_momentum", None):
+            for layer in made.modules():
+                if isinstance(layer, torch.nn.BatchNorm2d):
+                    layer.momentum = momentum
+        return made
 
     if isinstance(method, Rounds):
         queries = bought(seller, pool(method, data), content) if seller else None

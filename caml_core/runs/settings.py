@@ -72,6 +72,8 @@ class Rounds(Plan, Method):
     augment: Augment = "shift"
     profile: Profile = "quick"
     protocol: Protocol = "ours"  # "authors": `AUTHORS` and the full profile; their backbone is resnet18
+    # Share of a batch in BatchNorm's running statistics; EfficientNet's own, 0.01, is for thousands of steps.
+    norm_momentum: PositiveFloat | None = None
 
 
 @settings
