@@ -1,17 +1,9 @@
 """Active HSFM: the queried batch takes the place of HSFM's hard set, on frozen features. Our own combination.
 
-HSFM (`caml_core.hsfm`) takes its hard set from a labelled validation set. Here queries are that set: class labels, no
-group labels, and no label that was not bought. The head theta_0 was trained on the first labels D_0; round t = 1..R
-bought Q_t, and D_t = D_{t-1} + Q_t. A task is a pair (support rows, hard rows):
-
-| form | tasks |
-|:--|:--|
-| (a) one hard set | (some of D_0, all of Q_1 + ... + Q_R) |
-| (b) one a round | (some of D_{t-1}, Q_t) for t = 1..R; a bias accumulates over the rounds |
-
-Let H_t be the support features of task t, which are edited; train(theta, H) the head after T gradient steps of size
-alpha on the mean cross-entropy of H; L(theta, Q) the mean over the classes in Q of their mean cross-entropies; g its
-gradient in theta. One epoch:
+The head theta_0 was trained on the first labels D_0; round t = 1..R bought Q_t, and D_t = D_{t-1} + Q_t. A task is a
+pair (support rows H_t of D_{t-1}, hard rows Q_t), one a round, or a single one (some of D_0, all the queries). Let
+train(theta, H) be the head after T gradient steps of size alpha on the mean cross-entropy of H; L(theta, Q) the mean
+over the classes in Q of their mean cross-entropies; g its gradient in theta. One epoch:
 
     c <- 0
     for t = 1..R:
@@ -68,23 +60,14 @@ def round_tasks(
 
     Args:
         pool: features, x float (N, D).
-        sets: rows of the pool: D_0, then Q_1..Q_R (`queried` of the records of `caml_core.active.run_active`).
-        support: n, support examples of each class, drawn at random.
-        one_hard_set: form (a) in place of (b).
-
-    Raises:
-        CamlError: no query, an empty round, a row bought twice, fewer than n labels of a class.
+        sets: rows of the pool, none twice: D_0, then Q_1..Q_R.
+        support: n, support examples of each class, drawn at random; `CamlError` where there are fewer.
+        one_hard_set: all queries as one hard set, in place of one a round.
     """
-    sets = [torch.as_tensor(rows).long() for rows in sets]
-    bought = torch.cat([torch.arange(0), *sets])
-    if len(sets) < 2 or not all(map(len, sets)) or len(bought.unique()) < len(bought):
-        what = f"sets of {[len(rows) for rows in sets]} labels, {len(bought.unique())} different ones"
-        expected = "first labels and one or more rounds, none of them empty, no label twice"
-        raise CamlError(what, expected, "query first, and each row once")
-    rounds = [sets[0], torch.cat(sets[1:])] if one_hard_set else sets
+    rounds = [sets[0], torch.cat(list(sets[1:]))] if one_hard_set else sets
     tasks = []
     for t in range(1, len(rounds)):
-        known, hard = pool.subset(torch.cat(rounds[:t])), pool.subset(rounds[t])
+        known, hard = pool.subset(torch.cat(list(rounds[:t]))), pool.subset(rounds[t])
         rows = draw_support(known, support, [stream_seed(seed, t)])
         tasks.append(Task(known.x[rows], known.y[rows], hard.x[None], hard.y[None]))
     return tasks
@@ -102,10 +85,8 @@ def active_hsfm(
     """Edit the support sets of all rounds and train the head on them; the formulas stand at the top of this file.
 
     Args:
-        tasks: of `round_tasks`, one a round.
         weight, bias: theta_0, float (B, C, D) and (B, C), or one for all, (C, D) and (C,).
-        settings: of HSFM. `hard`, `hard_set` and `select` have no say: every query is in the hard set of its round, and
-            the last epoch is kept.
+        settings: of HSFM, of which `hard`, `hard_set` and `select` have no say.
         cumulative: False for independent rounds (c = 0).
 
     Raises:
@@ -117,7 +98,8 @@ def active_hsfm(
     edited = [task.support.clone() for task in tasks]
     edit_states, head_states = [Adam(h, eta) for h in edited], (Adam(weight, alpha), Adam(bias, alpha))
     wanted = [F.one_hot(task.hard_y, c).to(weight) for task in tasks]
-    shares = [_class_shares(labels) for labels in wanted]
+    counts = [labels.sum(dim=1, keepdim=True) for labels in wanted]  # every class that is present counts the same
+    shares = [(y / n.clamp_min(1)).sum(dim=-1) / (n > 0).sum(dim=-1) for y, n in zip(wanted, counts)]
     support_y = F.one_hot(torch.cat([task.support_y for task in tasks], dim=1), c).to(weight)
     losses = []
     for _ in range(settings.epochs):
@@ -140,9 +122,3 @@ def active_hsfm(
         what = f"the head diverged: losses of the hard sets from {loss[0].tolist()} to {loss[-1].tolist()}"
         raise CamlError(what, "finite numbers", "lower alpha or eta, and standardise the features")
     return Edited(weight, bias, edited, loss)
-
-
-def _class_shares(labels: Tensor) -> Tensor:
-    """One-hot labels (B, K, C) to weights (B, K) that sum to 1, every class present counting the same."""
-    counts = labels.sum(dim=1)
-    return (labels / counts.clamp_min(1)[:, None]).sum(dim=-1) / (counts > 0).sum(dim=1)[:, None]

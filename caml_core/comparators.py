@@ -1,20 +1,12 @@
 """Comparators beside DFR and HSFM: six more ways to retrain the linear head of a frozen backbone.
 
-| method | what the head is trained on | group labels to train | to choose |
-|:--|:--|:--|:--|
-| `reweight`, `crt` | training, classes (or groups) weighted alike, or drawn alike | none (training) | validation |
-| `leia` | training, errors weighted up, moving a few directions of the ERM head only | none | validation |
-| `self_head` | validation examples on which the ERM head and an early one differ | none | validation |
-| `evals` | as many validation examples of high loss as of low loss | none | validation |
-| `neurontune` | training, without the features that are off where the ERM head errs | none | validation |
-
-To choose by, the groups may be inferred (`caml_core.environments`). Inputs and errors are those of `caml_core.heads`.
-Each docstring says what could be read and what is ours.
+None trains on group labels (but `reweight` and `crt`, with `by="group"`); all choose on the validation split, whose
+groups may be inferred (`caml_core.environments`). Each docstring says what could be read and what is ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -41,7 +33,6 @@ def reweight(
     train: GroupDataset, val: GroupDataset, *, device: Device = None, by: By = "class", select: Rule = "worst_group"
 ) -> Head:
     """ReWeight of SubpopBench (Yang et al., arXiv 2302.12254): weights go with one over the size of a class or group.
-
     Read: the weights, in its code, where all of a network is trained. On a frozen one `by="group"` is `balanced_head`.
     """
     return descend(train, val, _inverse(train, by).to, select=select, device=device)
@@ -79,37 +70,27 @@ def leia(
 
     With w_i ~ exp(gamma (1 - p_i)), p_i the probability of the right label, V holds the first eigenvectors of the
     covariance weighted by w. The logits become W z + b + A' V' z; only A is trained, on the loss weighted by w.
-
-    Read: that, in the abstract and the authors' code. Ours: the grids, steps of 0.02 (theirs: 1,000 of 0.01).
+    Read, in abstract and code: that. Ours: the grids, steps of 0.02 (theirs: 1,000 of 0.01).
     """
     erm = erm_head(train, val, seed=seed, device=device)
     x, logits = train.x.double(), erm.logits(train.x).double()
-    p = logits.softmax(dim=1).gather(1, train.y[:, None])[:, 0]
-    heads = []
+    p, heads = logits.softmax(dim=1).gather(1, train.y[:, None])[:, 0], []
     for gamma in gammas:
         weights = (-gamma * p).softmax(dim=0)
         centred = x - weights @ x
         basis = torch.linalg.eigh((weights[:, None] * centred).T @ centred).eigenvectors.flip(1)  # largest first
         for rank in ranks:
-            for n, a in _adjustments(logits, x @ basis[:, :rank], train.y, weights, steps):
-                weight = erm.weight + (basis[:, :rank] @ a).T.to(erm.weight.dtype)
-                heads.append(_chosen(erm._replace(weight=weight), select, gamma=gamma, rank=rank, steps=n))
+            v = basis[:, :rank]
+            z, a = x @ v, torch.zeros(v.shape[1], logits.shape[1], dtype=x.dtype, requires_grad=True)
+            opt = torch.optim.Adam([a], lr=0.02)
+            for step in range(1, max(steps) + 1):
+                opt.zero_grad(set_to_none=True)
+                (weights @ F.cross_entropy(logits + z @ a, train.y, reduction="none")).backward()
+                opt.step()
+                if step in steps:
+                    weight = erm.weight + (v @ a.detach()).T.to(erm.weight.dtype)
+                    heads.append(_chosen(erm._replace(weight=weight), select, gamma=gamma, rank=rank, steps=step))
     return best_of(heads, val, select)
-
-
-def _adjustments(
-    logits: Tensor, z: Tensor, y: Tensor, weights: Tensor, steps: Sequence[int]
-) -> Iterator[tuple[int, Tensor]]:
-    """A after so many steps, float64 (k, C): added to the logits (N, C) as z A, it lowers their weighted loss."""
-    a = torch.zeros(z.shape[1], logits.shape[1], dtype=z.dtype, requires_grad=True)
-    opt = torch.optim.Adam([a], lr=0.02)
-    for step in range(1, max(steps) + 1):
-        loss = weights @ F.cross_entropy(logits + z @ a, y, reduction="none")
-        opt.zero_grad(set_to_none=True)
-        loss.backward()
-        opt.step()
-        if step in steps:
-            yield step, a.detach().clone()
 
 
 def self_head(
@@ -125,18 +106,14 @@ def self_head(
     """SELF (LaBonte et al., arXiv 2309.08534): finetune the head where it differs from an early-stopped one.
 
     On the n examples of one half of the validation split where the two are furthest apart, KL(ERM, early), the ERM head
-    is trained further, classes weighted alike; the other half chooses.
-
-    Read: that and n, in the abstract and the authors' code. Ours: what stops early is a head, too, `early` epochs of
-    `descend` from zero; an epoch is chosen in place of their step sizes.
+    is trained further, classes weighted alike; the other half chooses. Read, in abstract and code: that and n. Ours:
+    what stops early is a head, too, `early` epochs of `descend` from zero; an epoch is chosen, not their step sizes.
     """
     used, held = _halved(train, val, seed)
-    erm = erm_head(train, held, seed=seed, device=device)
-    even = torch.full((len(train),), 1 / len(train), dtype=train.x.dtype)
+    erm, heads = erm_head(train, held, seed=seed, device=device), []
     full = erm.logits(used.x).double().log_softmax(dim=1)
-    heads = []
     for stop in early:
-        stopped = descend(train, held, even.to, epochs=stop, select="last", device=device)
+        stopped = descend(train, held, None, epochs=stop, select="last", device=device)
         apart = (full.exp() * (full - stopped.logits(used.x).double().log_softmax(dim=1))).sum(dim=1)
         order = apart.argsort(descending=True, stable=True)
         for size in sizes:
@@ -158,17 +135,16 @@ def evals(
 ) -> Head:
     """EVaLS (Ghaznavi et al., arXiv 2410.05345): retrain the head on as many examples of high as of low loss.
 
-    On one half of the validation split, the k examples of each class with the highest and the k with the lowest loss
-    under the ERM head get an L1 logistic regression; the other half chooses k and the penalty. The paper chooses by
-    environments that EIIL infers (`--val-groups inferred`); with labelled groups this is its EVaLS-GL.
-
-    Read: that, in the abstract and the authors' code. Ours: liblinear in place of Adam from the ERM head; the grids.
+    Of each class in one half of the validation split, the k with the highest and the k with the lowest loss under the
+    ERM head get an L1 logistic regression; the other half chooses k and the penalty, in the paper by inferred groups
+    (`--val-groups inferred`; by labelled ones this is its EVaLS-GL). Read, in abstract and code: that. Ours: liblinear
+    in place of Adam from the ERM head; the grids.
     """
     used, held = _halved(train, val, seed)
-    erm = erm_head(train, held, seed=seed, device=device)
+    erm, heads = erm_head(train, held, seed=seed, device=device), []
     losses = F.cross_entropy(erm.logits(used.x).double(), used.y, reduction="none")
-    orders = [rows[losses[rows].argsort(stable=True)] for rows in _by_class(used)]
-    heads = []
+    order = losses.argsort(stable=True)
+    orders = [order[used.y[order] == c] for c in range(len(used.class_names))]
     for size in sorted({min(size, *(len(order) // 2 for order in orders)) for size in sizes}):
         ends = [torch.cat([order[:size], order[len(order) - size :]]) for order in orders]
         part = used.subset(torch.cat(ends).sort().values)
@@ -189,21 +165,20 @@ def neurontune(
 
     The score of a feature in a class: its median over the validation examples that the ERM head gets wrong, less that
     over those it gets right. Features whose score is above a threshold are set to 0; classes are weighted alike.
-
-    Read, in a summary of the paper: that, and the threshold 0 in every class. Features with a sign are hardly ever high
-    in every class; so any class is offered, too, with thresholds in standard deviations, and validation chooses.
+    Read, in a summary of the paper: that, and the threshold 0 in every class. Ours, since features with a sign are
+    hardly ever high in every class: also in any class, with thresholds in standard deviations; validation chooses.
     """
-    erm, scores = erm_head(train, val, seed=seed, device=device), []
+    erm, scores, heads = erm_head(train, val, seed=seed, device=device), [], []
     right = erm.logits(val.x).argmax(dim=1) == val.y
-    for rows in _by_class(val):
-        wrong, well = val.x[rows[~right[rows]]].numpy(), val.x[rows[right[rows]]].numpy()
+    for c in range(len(val.class_names)):
+        wrong, well = (val.x[(val.y == c) & part].numpy() for part in (~right, right))
         if min(len(wrong), len(well)) == 0:
             what = f"{len(wrong)} wrong and {len(well)} right answers of the ERM head in a class"
             raise CamlError(what, "some of both, to compare", "give more validation examples")
         scores.append(torch.from_numpy(np.median(wrong, axis=0) - np.median(well, axis=0)))
-    score, heads = torch.stack(scores), []
     for mutes, threshold in (("every class", 0.0), *(("any class", t) for t in thresholds)):
-        muted = (score > threshold).all(dim=0) if mutes == "every class" else (score > threshold).any(dim=0)
+        above = torch.stack(scores) > threshold
+        muted = above.all(dim=0) if mutes == "every class" else above.any(dim=0)
         quiet, quiet_val = (split.with_x(split.x * ~muted) for split in (train, val))
         head = descend(quiet, quiet_val, _inverse(train).to, select=select, device=device)
         heads.append(noted(head, above=f"{threshold} in {mutes}", muted=int(muted.sum())))
@@ -222,10 +197,6 @@ def _inverse(split: GroupDataset, by: By = "class") -> Tensor:
 
 def _chosen(head: Head, select: Rule, **how: float) -> Head:
     return noted(head, rule=f"{' and '.join(how)} with the best validation {select}", **how)
-
-
-def _by_class(split: GroupDataset) -> list[Tensor]:
-    return [(split.y == c).nonzero().flatten() for c in range(len(split.class_names))]
 
 
 def _halved(train: GroupDataset, val: GroupDataset, seed: int) -> list[GroupDataset]:

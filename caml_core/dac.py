@@ -9,10 +9,9 @@ Decompose-and-Compose, Hosseini Noohdani et al., CVPR 2024, arXiv 2402.18919. Wi
     combined:  m_i x_i + (1 - m_i) [(1 - m_j) x_j + m_j c], the rest of j around the part of i, labelled y_i
     last layer: mean CE(originals) + alpha [mean CE(masked) + mean CE(combined)]
 
-Only images of low loss are cut, those below a quantile of the training loss: nearly all are majority, so that two of
-different classes combine to a minority image. Whether the network looks at what makes the label (a bird) or at the
-shortcut (an easy digit) depends on the data; in the second case m and 1 - m change places. Loss quantile, alpha and
-this inversion are chosen by validation worst-group accuracy; no training group label is used.
+Only images of low loss are cut, nearly all majority, so that two of different classes combine to a minority image.
+Whether the network looks at what makes the label (a bird) or at the shortcut (an easy digit) depends on the data; in
+the second case m and 1 - m change places. All is chosen on the validation split; no training group label is used.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from caml_core.device import stream_seed
 from caml_core.errors import CamlError
@@ -57,11 +57,8 @@ def dac(
         network: its body makes the features; its head becomes the ERM head, in place.
         images: the training split, x uint8 (N, 3, H, W).
         train, val: features of the training and of the validation split, float32 (N, D), not standardised.
-        seed: of the ERM head, and of which images are cut and combined.
-        quantiles: of the training loss, to choose from: images below are cut.
-        alphas: weights of the new images against the originals, to choose from.
-        pictures: of the images below the largest quantile a random sample of this size is cut. (The paper cuts all;
-            each costs nine passes of the network.)
+        quantiles, alphas: to choose from: of the training loss, images below are cut; weights of the new images.
+        pictures: how many of these images are cut, drawn at random. (The paper cuts all; each costs nine passes.)
 
     Returns:
         The head, for features standardised on `train`.
@@ -106,13 +103,9 @@ def retrain(train: GroupDataset, val: GroupDataset, parts: Sequence[GroupDataset
 
 
 def pairs(losses: Tensor, y: Tensor, limits: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Up to n random rows of low loss, and for each a random one of another class.
+    """Up to n random rows of low loss, int64 (n,), and for each a random one of another class, its position in them.
 
-    A partner comes from below the smallest limit (they rise) that the row itself is below. So one set of pairs serves
-    all limits: of the rows below any limit, the partners are below it, too.
-
-    Returns:
-        rows: int64 (n,); partner: int64 (n,), positions in `rows`.
+    A partner lies below every limit (they rise) that its row is below, so one set of pairs serves all limits.
     """
     order = torch.randperm(len(y), generator=generator)
     rows = order[losses[order] <= limits[-1]][:n]
@@ -129,6 +122,7 @@ def pairs(losses: Tensor, y: Tensor, limits: Tensor, n: int, generator: torch.Ge
     return rows, partner
 
 
+@torch.no_grad()
 def masks(network: Backbone, split: GroupDataset, colour: Tensor, device: torch.device) -> Tensor:
     """For each image the part that the network looks at, cut at its own elbow: bool (N, H, W)."""
     heat = heat_maps(network, split, device)
@@ -138,19 +132,15 @@ def masks(network: Backbone, split: GroupDataset, colour: Tensor, device: torch.
     for mask in tried:
         cut = split.with_x(masked(split.x, mask, colour))
         z = extract_features(network, cut, device, batch_size=BATCH, cache=False)
-        with torch.no_grad():
-            logits = network.head(z.x.to(device)).cpu()
-        losses.append(F.cross_entropy(logits, split.y, reduction="none"))
-    best = elbow(torch.stack(losses, dim=1))
-    return torch.stack(tried, dim=1)[torch.arange(len(split)), best]
+        losses.append(F.cross_entropy(network.head(z.x.to(device)).cpu(), split.y, reduction="none"))
+    return torch.stack(tried, dim=1)[torch.arange(len(split)), elbow(torch.stack(losses, dim=1))]
 
 
 def heat_maps(network: Backbone, split: GroupDataset, device: torch.device) -> Tensor:
     """XGradCAM of the label's logit: float32 (N, H, W), on the CPU.
 
-    With feature maps A_k it is sum_k w_k A_k, w_k the mean of d logit / d A_k over positions, each weighted by A_k. All
-    backbones of the book average A_k over positions before their linear head: then the derivative is the same at every
-    position, the weighting changes nothing, and captum's Grad-CAM *is* XGradCAM. No ReLU: only the order counts.
+    It is sum_k w_k A_k, w_k the mean over positions of d logit / d A_k, each weighted by the feature map A_k. Where the
+    linear head sees only the mean of A_k, the derivative is the same everywhere, and captum's Grad-CAM *is* XGradCAM.
     """
     from captum.attr import LayerGradCam
 
@@ -171,23 +161,20 @@ def last_maps(network: Backbone, x: Tensor) -> nn.Module:
         if output.ndim == 4 and output[0, 0].numel() > 1:
             seen.append(module)
 
-    hooks = [module.register_forward_hook(note) for module in network.body.modules()]
-    network.features(x)
-    for hook in hooks:
-        hook.remove()
+    with register_module_forward_hook(note):
+        network.features(x)
     if not seen:
-        what = "a network without feature maps, or images too small for it"
+        remedy = "use --backbone small_resnet or efficientnet_lite0"
         raise CamlError(
-            what, "maps of several positions, averaged", "use --backbone small_resnet or efficientnet_lite0"
+            "a network without feature maps, or small images", "maps of several positions, averaged", remedy
         )
     return seen[-1]
 
 
 def elbow(losses: Tensor) -> Tensor:
-    """The last cut before the loss takes off: int64 (N,), a column of `losses` (N, len(CUTS)).
+    """The last cut before the loss takes off: int64 (N,), a column of `losses` (N, len(CUTS)); else the last.
 
-    As Kneedle (Satopaa et al., 2011) finds it: the point furthest below the straight line from the first loss to the
-    last. Where no point lies below, masking costs nothing until the end, and the last cut is taken.
+    As Kneedle (Satopaa et al., 2011) finds it: the point furthest below the line from the first loss to the last.
     """
     below = losses[:, :1].lerp(losses[:, -1:], torch.linspace(0, 1, losses.shape[1])) - losses
     return torch.where(below.amax(dim=1) > 1e-6, below.argmax(dim=1), losses.shape[1] - 1)

@@ -1,7 +1,4 @@
-"""A validation split whose groups nobody labelled: what rules that look at the worst group then look at.
-
-With `--val-groups` a method on features chooses (and trains, where it does so on validation groups) by these.
-"""
+"""A validation split whose groups nobody labelled: what rules that look at the worst group then look at."""
 
 from __future__ import annotations
 
@@ -19,21 +16,17 @@ ValGroups = Literal["inferred", "classes"]
 def environments(logits: Tensor, y: Tensor) -> Tensor:
     """Which of two environments an example is in, by EIIL (Creager et al., arXiv 2010.07249): bool (N,).
 
-    EIIL gives example i the shares q_i and 1 - q_i such that a reference breaks invariance most: with d_i the
-    derivative of its cross-entropy by a scale of all logits, at 1, it maximises (sum q d)^2 + (sum (1 - q) d)^2. This
-    is convex in sum q d, so the maximum is at an end: positive d here, negative there. With two classes that parts the
-    reference's errors from the rest. (Ours: the maximum itself; the authors climb a number of steps from random q.)
-
-    Args:
-        logits: float (N, C), of the reference.
+    EIIL gives example i the shares q_i and 1 - q_i such that a reference, with its logits (N, C), breaks invariance
+    most: it maximises (sum q d)^2 + (sum (1 - q) d)^2, with d_i the derivative of its cross-entropy by a scale of all
+    logits, at 1. This is convex in sum q d, so the maximum is at an end: positive d here, negative there. With two
+    classes that parts the reference's errors from the rest. (Ours: the maximum; the authors climb from random q.)
     """
     logits = logits.double()
     return (logits.softmax(dim=1) * logits).sum(dim=1) > logits.gather(1, y[:, None])[:, 0]
 
 
 def regrouped(val: GroupDataset, reference: Head, how: ValGroups) -> GroupDataset:
-    """The split with other attributes: `inferred` environments, of which EVaLS (arXiv 2410.05345) watches the worst, or
-    a single one, which leaves the `classes`."""
+    """The split with other attributes: `inferred` environments, as EVaLS has them, or a single one: the `classes`."""
     names, a = ["any"], torch.zeros_like(val.y)
     if how == "inferred":
         names, a = ["as expected", "against it"], environments(reference.logits(val.x), val.y)

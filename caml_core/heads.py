@@ -2,18 +2,9 @@
 
 Features are extracted once and standardised on the training split (`caml_core.features`). Every function here takes a
 training and a validation split of them, x float32 or float64 (N, D), and returns a `Head`. All but `dfr` minimise one
-loss, sum_i w_i CE_i with weights that sum to 1, and differ in the weights and in who must know the groups:
-
-| method | weight of training example i | group labels to train | to choose |
-|:--|:--|:--|:--|
-| `erm_head` | 1/N | none | none |
-| `jtt_head` | lambda times larger where a first, short training errs | none | validation |
-| `afr` | exp(-gamma p_i), p_i the ERM head's probability of the label; held-out examples only | none | validation |
-| `balanced_head` | 1/(G n_g): every group counts the same | training | validation |
-| `groupdro_head` | q_g/n_g, with q_g growing by exp(rate * loss of group g) at every step | training | validation |
-| `dfr` | trained on group-balanced subsets of the validation split | validation | validation |
-
-What is chosen is the epoch (or C, lambda, gamma), by `select` (`caml_core.metrics.select_epoch`).
+loss, sum_i w_i CE_i with weights that sum to 1, and differ in the weights w. `balanced_head` and `groupdro_head` need
+the group labels of the training split, `dfr` those of the validation split; otherwise only `select` looks at groups,
+which chooses the epoch (or C, lambda, gamma) on the validation split (`caml_core.metrics.select_epoch`).
 """
 
 from __future__ import annotations
@@ -25,7 +16,7 @@ from torch import Tensor
 
 from caml_core.device import stream_seed
 from caml_core.errors import CamlError
-from caml_core.groups import GroupDataset
+from caml_core.groups import GroupDataset, check_classes
 from caml_core.last_layer import Device, Head, balanced_rows, best_of, descend, erm_head, halves, l1_logistic, noted
 from caml_core.linear import check_features
 from caml_core.loader import odds_of
@@ -79,16 +70,12 @@ def jtt_head(
     epochs: int = 50,
     select: Rule = "worst_group",
 ) -> Head:
-    """Just train twice (Liu et al., arXiv 2107.09044): what a first, short training gets wrong counts lambda times.
+    """Just train twice (Liu et al., arXiv 2107.09044): errors of a first, short training stand in for group labels.
 
-    Args:
-        first_epochs: of the training that finds the errors; they stand in for group labels.
-        upweights: values of lambda to choose from on the validation split.
+    w_i is lambda times larger for them, lambda one of `upweights`.
     """
-    even = torch.full((len(train),), 1 / max(len(train), 1), dtype=train.x.dtype)
-    first = descend(train, val, even.to, epochs=first_epochs, select="last", device=device)
-    wrong = first.logits(train.x).argmax(dim=1) != train.y
-    heads = []
+    first = descend(train, val, None, epochs=first_epochs, select="last", device=device)
+    wrong, heads = first.logits(train.x).argmax(dim=1) != train.y, []
     for upweight in upweights:
         weights = shares(torch.where(wrong, upweight, 1.0).double())
         head = descend(train, val, weights.to, epochs=epochs, select=select, device=device)
@@ -110,30 +97,18 @@ def afr(
 ) -> Head:
     """Automatic feature reweighting (Qiu et al., arXiv 2306.11074): retrain where the ERM head is unsure.
 
-    An ERM head is trained on a part of the training set; on the rest, w_i ~ exp(-gamma p_i) / n_y(i), with p_i the
-    probability that this head gives to the right label and n_y the size of a class; the head is retrained there, from
-    itself and pulled back to itself.
-
-    Args:
-        seed: of the split and of the ERM head.
-        held_out: share of the training set kept for the second part.
-        gammas, pulls: choices of gamma and of the strength of the pull, made on the validation split.
-
-    Raises:
-        CamlError: a class without held-out examples.
+    An ERM head is trained on a part of the training set. On the rest, a share `held_out`, it is retrained from itself
+    and pulled back to itself, with w_i ~ exp(-gamma p_i) / n_y(i): p_i is the probability that it gives to the right
+    label, n_y the size of a class. `CamlError` where a class has no held-out examples.
     """
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(stream_seed(seed, 0)))
     cut = round(held_out * len(train))
     first, rest = train.subset(order[cut:].sort().values), train.subset(order[:cut].sort().values)
-    per_class = torch.bincount(rest.y, minlength=len(train.class_names))
-    if int(per_class.min()) == 0:
-        what = f"held_out={held_out} leaves {per_class.tolist()} examples by class"
-        raise CamlError(what, "some of every class", "hold out about 0.2, of more data")
+    check_classes(rest, rest.y, "hold out about 0.2, of more data")
     erm = erm_head(first, val, seed=seed, device=device)
-    p = erm.logits(rest.x).double().softmax(dim=1).gather(1, rest.y[:, None])[:, 0]
-    heads = []
+    p, heads = erm.logits(rest.x).double().softmax(dim=1).gather(1, rest.y[:, None])[:, 0], []
     for gamma in gammas:
-        weights = shares((-gamma * p).exp() / per_class[rest.y])
+        weights = shares((-gamma * p).exp() / torch.bincount(rest.y)[rest.y])
         for pull in pulls:
             head = descend(rest, val, weights.to, start=erm, pull=pull, epochs=epochs, select=select, device=device)
             heads.append(noted(head, gamma=gamma, pull=pull))
@@ -151,24 +126,20 @@ def dfr(
 ) -> Head:
     """Deep feature reweighting (Kirichenko et al., arXiv 2204.02937): fit the head where the groups are balanced.
 
-    L1 logistic regression (`l1_logistic`) on group-balanced subsets of the validation split. C is chosen by fitting on
-    one half of the split and scoring on the other; then the weights of `subsets` fits, each on another balanced subset
-    of the whole split, are averaged. The halves are drawn within each group, so that few labels suffice. The training
-    split is not used.
+    L1 logistic regression on group-balanced subsets of the validation split, without the training split. C is chosen by
+    fitting on one half of the split and scoring on the other; the halves are drawn within each group, so that few
+    labels suffice. Then the weights of fits to `subsets` balanced subsets of the whole split are averaged.
 
     Args:
-        seed: of the halves, of the subsets and of the solver.
         c_grid: inverse strengths of the L1 penalty, as scikit-learn counts it; ties go to the earlier one.
 
     Raises:
         CamlError: a group with fewer than two validation examples.
     """
     check_features(val, val)
-    few = [name for name, count in zip(val.group_names, val.group_counts.tolist()) if count < 2]
-    if few:
-        what = f"fewer than two validation examples of group {'; '.join(few)}"
+    if few := [name for name, count in zip(val.group_names, val.group_counts.tolist()) if count < 2]:
         remedy = "give more validation labels, or use a method that does not train on the groups"
-        raise CamlError(what, "two or more of every group, to fit and to choose C", remedy)
+        raise CamlError(f"fewer than two validation examples of group {'; '.join(few)}", "two or more of each", remedy)
     generator = torch.Generator().manual_seed(stream_seed(seed, 0))
     half, held = (val.subset(rows) for rows in halves(val.group, generator))
     half = half.subset(balanced_rows(half.group, generator))
@@ -180,14 +151,8 @@ def dfr(
     return Head(weight, bias, {"rule": f"C with the best {select} of a held-out half", "C": c, "subsets": len(heads)})
 
 
-HEADS: dict[str, Callable[..., Head]] = {  # names on the command line
-    "erm-head": erm_head,
-    "dfr": dfr,
-    "balanced-head": balanced_head,
-    "jtt-head": jtt_head,
-    "gdro-head": groupdro_head,
-    "afr": afr,
-}
+NAMES = ("erm-head", "dfr", "balanced-head", "jtt-head", "gdro-head", "afr")  # on the command line
+HEADS: dict[str, Callable[..., Head]] = dict(zip(NAMES, (erm_head, dfr, balanced_head, jtt_head, groupdro_head, afr)))
 
 
 def shares(weights: Tensor) -> Tensor:

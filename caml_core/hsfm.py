@@ -67,7 +67,6 @@ def hsfm(
     Args:
         train, val: features, scaled alike: x float32 or float64 (N, D), in which everything is computed.
         weight, bias: the ERM head, float (C, D) and (C,), or one for each problem, (B, C, D) and (B, C).
-        seeds: B of them; repeat a seed to compare settings on the same support set.
         alpha, eta: (B,), where the problems differ in them; default: those of `settings`.
         project: applied to the support features (B, S, D) after every edit, such as back to the sphere of CLIP.
         on_epoch: called with (epoch, support (B, S, D), weight, bias, hard rows (B, K C)) after each epoch, and with
@@ -85,20 +84,18 @@ def hsfm(
     )
     if (weight.shape[-2:], bias.shape[-1:]) != ((c, d), (c,)) or not (all_finite(weight) and all_finite(bias)):
         what = f"a head {tuple(weight.shape)} and {tuple(bias.shape)} for {d} features and {c} classes"
-        remedy = "pass the head that was trained on these features"
-        raise CamlError(what, f"finite ({c}, {d}) and ({c},), or one for each seed", remedy)
+        raise CamlError(what, f"finite, ({c}, {d}) and ({c},)", "pass the head that was trained on these features")
     weight, bias, alpha, eta = weight.expand(b, c, d).clone(), bias.expand(b, c).clone(), alpha.expand(b), eta.expand(b)
     rows = draw_support(train, settings.support, seeds)
-    before, y = train.x[rows].to(device), train.y[rows].to(device)
-    val_x, val_y, h = val.x.to(device), val.y.to(device), before.clone()
+    before, y, val_x, val_y = train.x[rows].to(device), train.y[rows].to(device), val.x.to(device), val.y.to(device)
+    h, target = before.clone(), F.one_hot(y, c).to(before)
     edit_state, head_states = Adam(h, eta), (Adam(weight, alpha), Adam(bias, alpha))
     classes, groups = (F.one_hot(of, m).to(h) for of, m in ((val_y, c), (val.group.to(device), val.n_groups)))
-    target, chance = F.one_hot(y, c).to(h), int(classes.sum(dim=0).max())
+    chance = int(classes.sum(dim=0).max())
     clearly = chance + 1.959964 * math.sqrt(chance * (n - chance) / n)  # above: chance lies below Wilson's interval
     accuracies, averages, losses = [], [], []
-    best = torch.zeros(b, dtype=torch.long, device=device)
+    best, diverged = torch.zeros(b, dtype=torch.long, device=device), torch.zeros(b, dtype=torch.bool, device=device)
     best_score, kept = torch.full_like(alpha, -math.inf), [part.clone() for part in (weight, bias, h)]
-    saturated, diverged = torch.zeros(2, b, dtype=torch.bool, device=device)
     logits = head_logits(val_x, weight, bias)
     for epoch in range(settings.epochs + 1):
         hard = hard_rows(logits, val, settings, seeds, epoch)
@@ -113,7 +110,7 @@ def hsfm(
                 if edit == 0:
                     losses.append(answer.loss)
                     diverged |= _climbs(problem, answer, alpha, settings.steps if epoch == 1 else 0)
-                saturated |= clip(answer.gradient, settings.clip) == 0
+                clip(answer.gradient, settings.clip)
                 if settings.edit_optimizer == "adam":
                     edit_state.step(h, answer.gradient)
                 else:
@@ -137,12 +134,9 @@ def hsfm(
             old[better] = new[better]
         if on_epoch is not None:
             on_epoch(epoch, h, weight, bias, hard)
-    late = "inner loops that diverge; no epoch after that was chosen"
-    fitted = "a hypergradient of exactly 0, since all support is fitted"
-    for some, what in ((diverged, late), (saturated, fitted)):
-        if some.any():
-            remedy = "lower alpha or eta, or take more support"
-            warnings.warn(f"{int(some.sum())} of {b} problems met {what}: {remedy}", stacklevel=2)
+    if diverged.any():
+        what = f"{int(diverged.sum())} of {b} problems met inner loops that diverge; no epoch after that was chosen"
+        warnings.warn(f"{what}: lower alpha or eta, or take more support", stacklevel=2)
     accuracy, average, loss = (torch.stack(part) for part in (accuracies, averages, losses))
     return Edits(kept[0], kept[1], best, before, kept[2], y, rows, accuracy, average, loss)
 
@@ -176,11 +170,9 @@ def hard_rows(logits: Tensor, val: GroupDataset, settings: Settings, seeds: Sequ
     return torch.cat([rows[score[:, rows].topk(settings.hard, dim=1).indices] for rows in of_class], dim=1)
 
 
-def clip(gradient: Tensor, longest: float) -> Tensor:
-    """Shorten gradients (B, S, D) in place to a norm of at most `longest`; returns the norms that they had, (B,)."""
-    norm = gradient.flatten(1).norm(dim=1)
-    gradient.mul_((longest / norm.clamp_min(longest))[:, None, None])
-    return norm
+def clip(gradient: Tensor, longest: float) -> None:
+    """Shorten gradients (B, S, D) in place to a norm of at most `longest`."""
+    gradient.mul_((longest / gradient.flatten(1).norm(dim=1).clamp_min(longest))[:, None, None])
 
 
 def train_head(h: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, states: Sequence[Adam], steps: int) -> None:

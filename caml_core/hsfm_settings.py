@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
 
 from caml_core import checked
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 How = Literal["adjoint", "unrolled", "first_order", "implicit", "neumann", "kfac"]
 HardSet = Literal["loss", "random", "minority"]
@@ -52,9 +50,9 @@ PUBLISHED = {  # for 2,048 features of a ResNet-50
 def scaled(settings: Settings, features: Tensor) -> Settings:
     """The same procedure on standardised features (N, D) of another width than the 2,048 of `PUBLISHED`.
 
-    Let r be the root mean square of a feature. An edit by Adam moves a feature by eta, so eta goes with r. An inner
-    step moves a logit by alpha <h, h'> ~ alpha D r^2, and Adam's step of the head by alpha |h|_1 ~ alpha D r; both keep
-    their effect when alpha goes with 1 / D. With r = 1 the two rules for alpha agree, so standardise first.
+    An edit by Adam moves a feature by eta, so eta goes with their root mean square r. An inner step moves a logit by
+    alpha <h, h'> ~ alpha D r^2, Adam's step of the head by alpha |h|_1 ~ alpha D r: both keep their effect when alpha
+    goes with 1 / D. With r = 1 the two rules for alpha agree, so standardise first.
     """
     r = float(features.double().square().mean().sqrt())
     return dataclasses.replace(settings, alpha=settings.alpha * 2048 / (features.shape[1] * r), eta=settings.eta * r)

@@ -1,24 +1,20 @@
 """How the features of a support set should move so that the linear head trained on them does well on hard examples.
 
-HSFM (arXiv 2603.29313) edits support features H. Training the softmax head (W, b) on them for T steps of size alpha
-from (W_0, b_0) and scoring it on a hard set V gives an outer loss F(H). Here is dF/dH through the T steps: by autograd
-(`unrolled`, the reference) and by hand, in part (`first_order`) or exactly (`adjoint`). `caml_core.implicit` takes the
-minimum in place of T steps, and calls any of them by name.
+HSFM (arXiv 2603.29313) edits support features H. The softmax head (W, b) is trained on them for T steps of size alpha
+from (W_0, b_0); its loss on a hard set V is F(H). Here is dF/dH through the T steps: by autograd (`unrolled`, the
+reference), by hand exactly (`adjoint`), and in part (`first_order`). `caml_core.implicit` calls any way by its name.
 
-**The adjoint.** Write h~ = (h, 1) for a feature vector with its bias, P_t = softmax(Z_t) and R_t = P_t - Y for the
-probabilities and residuals of the support set at step t, G = H H' + 1 for its Gram matrix. Then the whole of training
-happens in S x C numbers,
+**The adjoint.** Write h~ = (h, 1), and for the support set at step t P_t = softmax(Z_t), R_t = P_t - Y. With its Gram
+matrix G = H H' + 1 all of training happens in S x C numbers; W_T appears once, in the hard set's loss, as M = dF/dW_T:
 
-    Z_{t+1} = Z_t - (alpha/S) G R_t,        W_T = W_0 - (alpha/S) (R_0 + ... + R_{T-1})' H~,
+    Z_{t+1} = Z_t - (alpha/S) G R_t,        W_T = W_0 - (alpha/S) (R_0 + ... + R_{T-1})' H~
 
-and W_T appears once, in the hard set's loss. With the outer gradient M = dF/dW_T, one reverse sweep
+One reverse sweep gives the derivative through every step, and nothing D wide is kept per step:
 
     Q = -(alpha/S) H~ M'                                    what each R_t is worth, if it touched nothing later
     B_t = J_t (Q - (alpha/S) G (B_{t+1} + ... + B_{T-1}))   through the softmax, J_t b = P_t * (b - <P_t, b>)
     K = sum_t B_t (R_0 + ... + R_{t-1})'
     dF/dH = (sum_t B_t) W_0 - (alpha/S) [ (K + K') H + (sum_t R_t) M ]
-
-gives the derivative through every step, with nothing D wide kept per step.
 
 All take a leading dimension B (seeds, settings). Logits, P_t, R_t and B_t are kept class by class, (B, C, S): softmax
 along so short a last dimension is ten times slower.
@@ -69,65 +65,61 @@ def outer(problem: Problem, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tenso
     One class is free: softmax sees only differences of logits, here to the last class, and residuals sum to zero over
     the classes, so the last row of M is minus the sum of the others.
     """
-    x, (b, c, d) = problem.hard, weight.shape
-    w = weight[:, :-1] - weight[:, -1:]
-    z = w @ x.mT if x.ndim == 3 else (w.view(-1, d) @ x.T).view(b, c - 1, -1)
-    z = F.pad(z + (bias[:, :-1] - bias[:, -1:])[..., None], (0, 0, 0, 1))  # (B, C, K), the last class at 0
-    labels = problem.hard_y.expand(b, z.shape[-1])[:, None]
+    z = (weight[:, :-1] - weight[:, -1:]) @ problem.hard.mT + (bias[:, :-1] - bias[:, -1:])[..., None]
+    z = F.pad(z, (0, 0, 0, 1))  # (B, C, K), the last class at 0
+    labels = problem.hard_y.expand(len(z), z.shape[-1])[:, None]
     share = z.new_full((1, 1), 1 / z.shape[-1]) if problem.hard_weight is None else problem.hard_weight
     log_p = z.log_softmax(dim=1)
     loss = -(share * log_p.gather(1, labels)[:, 0]).sum(dim=-1)
     residual = log_p.exp_().scatter_add_(1, labels, z.new_full((1, 1, 1), -1).expand_as(labels)) * share[:, None]
-    r = residual[:, :-1]
-    m = r @ x if x.ndim == 3 else (r.reshape(-1, x.shape[0]) @ x).view(b, c - 1, d)
+    m = residual[:, :-1].contiguous() @ problem.hard  # contiguous: one matrix product where all share the hard set
     return loss, torch.cat([m, -m.sum(dim=1, keepdim=True)], dim=1), residual.sum(dim=-1)
 
 
-def _train(problem: Problem, rate: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """T inner steps: rate * G (B, S, S); P and R of every step (T, B, C, S); the trained weight and bias."""
+def adjoint(
+    problem: Problem, *, alpha: float | Tensor, steps: int, last: int | None = None, feedback: bool = True
+) -> Answer:
+    """Loss and exact hypergradient by the sweep at the top of this file, for T `steps` of size `alpha`, one or (B,).
+
+    Args:
+        last: differentiate only through the last so many steps (a truncated sweep); None: through all.
+        feedback: False for `first_order`.
+    """
     h = problem.support
-    gram = rate * (h @ h.mT + 1)
-    y = (problem.support_y[:, None] == torch.arange(problem.bias.shape[-1], device=h.device)[:, None]).to(h)
-    z = problem.weight @ h.mT + problem.bias[..., None]
-    p, r = z.new_empty(2, steps, *z.shape)
+    if last is None and feedback and h.shape[1] > GRAM_UP_TO:
+        return adjoint_in_weights(problem, alpha=alpha, steps=steps)
+    rate, y = per_problem(alpha, h) / h.shape[1], torch.eye(problem.bias.shape[-1]).to(h)[problem.support_y].mT
+    gram, z = rate * (h @ h.mT + 1), problem.weight @ h.mT + problem.bias[..., None]
+    p, r = z.new_empty(2, steps, *z.shape)  # P_t and R_t
     for p_t, r_t in zip(p, r):
         torch.softmax(z, dim=1, out=p_t)
         torch.sub(p_t, y, out=r_t)
         z.baddbmm_(r_t, gram, alpha=-1)
     summed = rate * r.sum(dim=0)
-    return gram, p, r, problem.weight - summed @ h, problem.bias - summed.sum(dim=-1)
-
-
-def adjoint(problem: Problem, *, alpha: float | Tensor, steps: int, last: int | None = None) -> Answer:
-    """Loss and exact hypergradient by the reverse sweep that the top of this file derives.
-
-    Args:
-        alpha: size of an inner step, one number or (B,); `steps`: T.
-        last: differentiate only through the last so many steps (a truncated sweep); None: through all.
-    """
-    h = problem.support
-    if last is None and h.shape[1] > GRAM_UP_TO:
-        return adjoint_in_weights(problem, alpha=alpha, steps=steps)
-    rate = per_problem(alpha, h) / h.shape[1]
-    gram, p, r, weight, bias = _train(problem, rate, steps)
+    weight, bias = problem.weight - summed @ h, problem.bias - summed.sum(dim=-1)
     loss, m, m_bias = outer(problem, weight, bias)
-    first = 0 if last is None else max(0, steps - last)
-    q = -rate * (m @ h.mT + m_bias[..., None])
-    parts, total = [], torch.zeros_like(q)  # B_t; B_{t+1} + ... + B_{T-1}
-    for probabilities in reversed(p[first:].unbind()):
-        parts.append(through_softmax(torch.baddbmm(q, total, gram, alpha=-1), probabilities))
-        total = total + parts[-1]
-    b = torch.stack(parts[::-1])
+
+    q, first = -rate * (m @ h.mT + m_bias[..., None]), 0 if last is None else max(0, steps - last)
     before = (r.cumsum(dim=0) - r)[first:]  # R_0 + ... + R_{t-1}
-    k = _pair(b, before)
-    feedback = k.mT if first == 0 else _pair(before - before[0], b)
-    return Answer(loss, _assemble(problem, rate, k + feedback, total, r[first:].sum(dim=0), m), weight, bias)
+    if feedback:
+        parts, total = [], torch.zeros_like(q)  # B_t; B_{t+1} + ... + B_{T-1}
+        for p_t in reversed(p[first:].unbind()):
+            parts.append(through_softmax(torch.baddbmm(q, total, gram, alpha=-1), p_t))
+            total = total + parts[-1]
+        b = torch.stack(parts[::-1])
+        k = _pair(b, before)
+        k = k + (k.mT if first == 0 else _pair(before - before[0], b))
+    else:
+        b = through_softmax(q.expand_as(p), p, classes=2)
+        k, total = _pair(b, before), b.sum(dim=0)
+    gradient = (-rate * k) @ h  # the only large tensor that is made here, so the rest is added in place
+    left, right = torch.cat([total, -rate * r[first:].sum(dim=0)], dim=1), torch.cat([problem.weight, m], dim=1)
+    return Answer(loss, gradient.baddbmm_(left.mT, right), weight, bias)
 
 
-def _assemble(problem: Problem, rate: Tensor, k: Tensor, b: Tensor, r: Tensor, m: Tensor) -> Tensor:
-    """b W_0 - (alpha/S) (k H + r M): float (B, S, D), summed in place, since it is the only large tensor made here."""
-    gradient = (-rate * k) @ problem.support
-    return gradient.baddbmm_(torch.cat([b, -rate * r], dim=1).mT, torch.cat([problem.weight, m], dim=1))
+def first_order(problem: Problem, *, alpha: float | Tensor, steps: int) -> Answer:
+    """The T steps as if none changed what a later one does, d W_{t+1} / d W_t taken as the identity: B_t = J_t Q."""
+    return adjoint(problem, alpha=alpha, steps=steps, feedback=False)
 
 
 def _pair(left: Tensor, right: Tensor) -> Tensor:
@@ -141,11 +133,10 @@ def adjoint_in_weights(problem: Problem, *, alpha: float | Tensor, steps: int) -
     With X_T = M and X_t = X_{t+1} + B_t' H~ the adjoint of W_t, a step adds B_t W_t - (alpha/S) R_t X_{t+1} to dF/dH.
     """
     h = problem.support
-    rate = per_problem(alpha, h) / h.shape[1]
+    rate, y = per_problem(alpha, h) / h.shape[1], torch.eye(problem.bias.shape[-1]).to(h)[problem.support_y].mT
     h1 = torch.cat([h, torch.ones_like(h[..., :1])], dim=-1)  # H~
-    y = (problem.support_y[:, None] == torch.arange(problem.bias.shape[-1], device=h.device)[:, None]).to(h)
     w = torch.cat([problem.weight, problem.bias[..., None]], dim=-1)
-    path = []
+    path, left, right = [], [], []
     for _ in range(steps):
         p = (w @ h1.mT).softmax(dim=1)
         path.append((w, p, rate * (p - y)))
@@ -153,7 +144,6 @@ def adjoint_in_weights(problem: Problem, *, alpha: float | Tensor, steps: int) -
     weight, bias = w[..., :-1], w[..., -1]
     loss, m, m_bias = outer(problem, weight, bias)
     x = torch.cat([m, m_bias[..., None]], dim=-1)
-    left, right = [], []
     for w, p, r in reversed(path):
         b = through_softmax(-rate * (x @ h1.mT), p)
         left += [b, -r]
@@ -162,25 +152,10 @@ def adjoint_in_weights(problem: Problem, *, alpha: float | Tensor, steps: int) -
     return Answer(loss, torch.cat(left, dim=1).mT @ torch.cat(right, dim=1), weight, bias)
 
 
-def first_order(problem: Problem, *, alpha: float | Tensor, steps: int) -> Answer:
-    """The T steps as if none changed what a later one does: d W_{t+1} / d W_t taken as the identity.
-
-    dF/dH ~ sum_t [ J_t Q W_t - (alpha/S) R_t M ], the adjoint without its feedback.
-    """
-    h = problem.support
-    rate = per_problem(alpha, h) / h.shape[1]
-    _, p, r, weight, bias = _train(problem, rate, steps)
-    loss, m, m_bias = outer(problem, weight, bias)
-    b = through_softmax((-rate * (m @ h.mT + m_bias[..., None])).expand_as(p), p, classes=2)
-    before = r.cumsum(dim=0) - r
-    return Answer(loss, _assemble(problem, rate, _pair(b, before), b.sum(dim=0), r.sum(dim=0), m), weight, bias)
-
-
 @torch.enable_grad()
 def unrolled(problem: Problem, *, alpha: float | Tensor, steps: int) -> Answer:
     """The reference: the T steps written as one would, differentiated by autograd."""
-    h = problem.support.detach().requires_grad_()
-    rate = per_problem(alpha, h)
+    h, rate = problem.support.detach().requires_grad_(), per_problem(alpha, problem.support)
     weight, bias = (head.detach().requires_grad_() for head in (problem.weight, problem.bias))
     for _ in range(steps):
         losses = cross_entropies(head_logits(h, weight, bias), problem.support_y).mean(dim=1)

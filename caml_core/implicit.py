@@ -2,8 +2,7 @@
 
 In place of T steps from W_0 the head is taken where mean CE(H; W) + strength/2 ||W - W_0||^2 is least, which T gradient
 steps of size alpha resemble with strength = 1/(alpha T). Nothing is unrolled; a linear system in the Hessian is solved
-instead, by conjugate gradients, a truncated power series or a Kronecker product. Letters as in
-`caml_core.hypergradients`. `hypergradient` calls any way by its name, these and those through the steps.
+instead. Letters as in `caml_core.hypergradients`.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ def hypergradient(problem: Problem, how: How = "adjoint", *, alpha: float | Tens
     """How the hard set's loss after training changes with the support features; with or without the dimension B.
 
     Args:
-        how: one of the three ways through the T = `steps` inner steps of size `alpha` (one number or (B,)), or one of
-            the three to the minimum that they approach, with the regulariser 1/(alpha T).
+        how: one of three ways through the T `steps` of size `alpha` (a number or (B,)), or of three at the minimum.
     """
     if problem.support.ndim == 2:
         shared = ("hard", "hard_y")
@@ -42,16 +40,10 @@ def hypergradient(problem: Problem, how: How = "adjoint", *, alpha: float | Tens
 
 
 def implicit(problem: Problem, *, strength: float | Tensor, solver: Solver = "cg", iterations: int = 50) -> Answer:
-    """Hypergradient at the minimum of mean CE(H; W) + strength/2 ||W - W_0||^2, by the implicit function theorem.
+    """With N the Hessian in W at the minimum and N X = M: dF/dH = -(1/S) [ R X + J(H~ X') W ].
 
-    With N the Hessian in W there and N X = M, one more derivative of the inner gradient gives
-    dF/dH = -(1/S) [ R X + J(H~ X') W ].
-
-    Args:
-        strength: of the pull to W_0, one number or (B,). T gradient steps of size alpha behave like 1/(alpha T).
-        solver: "cg" (conjugate gradients), "neumann" (a truncated power series of the inverse, scaled by a bound on the
-            largest eigenvalue), "kfac" (the Hessian replaced by a Kronecker product, inverted exactly).
-        iterations: of cg or neumann.
+    `strength` is a number or (B,). N X = M is solved by `iterations` of conjugate gradients or of a power series
+    ("neumann"), or with a Kronecker product in place of N, which is inverted exactly ("kfac").
     """
     h, mu = problem.support, per_problem(strength, problem.support)
     n = h.shape[1]
@@ -80,11 +72,10 @@ def implicit(problem: Problem, *, strength: float | Tensor, solver: Solver = "cg
 
 
 def solve_head(problem: Problem, strength: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Minimise mean CE(H; W) + strength/2 ||W - W_0||^2 over the head, bias included.
+    """The minimum over the head, bias included: weight (B, C, D), bias (B, C), support probabilities (B, S, C).
 
-    At the minimum W = W_0 - A' H~ with A = R(W) / (S strength), so the search is for the S x C matrix A. Newton's
-    method, each step halved until the loss falls: exact to rounding in a few iterations.
-    Returns weight (B, C, D), bias (B, C) and probabilities on the support set (B, S, C).
+    There W = W_0 - A' H~ with A = R(W) / (S strength), so the search is for the S x C matrix A, by Newton's method with
+    each step halved until the loss falls: exact to rounding in a few iterations.
     """
     h, mu, c = problem.support, per_problem(strength, problem.support), problem.bias.shape[-1]
     n, eps = h.shape[1], torch.finfo(h.dtype).eps
@@ -101,8 +92,7 @@ def solve_head(problem: Problem, strength: float | Tensor) -> tuple[Tensor, Tens
     for _ in range(30):
         p = (z0 - gram @ a).softmax(dim=-1)
         wrong = a - (p - y) / (n * mu)  # 0 at the minimum
-        j = torch.diag_embed(p) - p[..., :, None] * p[..., None, :]  # (B, S, C, C)
-        system = torch.einsum("bicd,bij->bicjd", j, gram).reshape(-1, n * c, n * c) / (n * mu)
+        system = torch.einsum("bicd,bij->bicjd", _jacobian(p), gram).reshape(-1, n * c, n * c) / (n * mu)
         step = torch.linalg.solve(eye + system, wrong.flatten(1)).view_as(a)
         now, length = objective(a), torch.ones_like(mu)
         for _ in range(20):
@@ -114,6 +104,11 @@ def solve_head(problem: Problem, strength: float | Tensor) -> tuple[Tensor, Tens
         if (step.flatten(1).norm(dim=1) <= eps**0.75 * a.flatten(1).norm(dim=1)).all():
             break
     return problem.weight - a.mT @ h, problem.bias - a.sum(dim=1), (z0 - gram @ a).softmax(dim=-1)
+
+
+def _jacobian(p: Tensor) -> Tensor:
+    """diag(p) - p p' of every example: (B, S, C) to (B, S, C, C)."""
+    return torch.diag_embed(p) - p[..., :, None] * p[..., None, :]
 
 
 def _conjugate_gradients(hessian: Callable[[Tensor], Tensor], right: Tensor, iterations: int) -> Tensor:
@@ -141,8 +136,7 @@ def _kfac_inverse(h1: Tensor, p: Tensor, right: Tensor, mu: Tensor) -> Tensor:
     and on everything orthogonal to them the inverse is 1 / mu.
     """
     n = h1.shape[1]
-    e = (torch.diag_embed(p) - p[..., :, None] * p[..., None, :]).mean(dim=1)
-    small, v = torch.linalg.eigh(e)  # (B, C), (B, C, C)
+    small, v = torch.linalg.eigh(_jacobian(p).mean(dim=1))  # (B, C), (B, C, C)
     large, u = torch.linalg.eigh(h1 @ h1.mT / n)  # (B, S), (B, S, S)
     floor = large[:, -1:] * n * torch.finfo(h1.dtype).eps
     scale = torch.where(large > floor, (n * large.clamp_min(floor)).rsqrt(), 0.0)

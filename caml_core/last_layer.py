@@ -1,7 +1,6 @@
 """The last layer on frozen features: trained by ERM or by weighted descent, or fitted; the best kept by validation.
 
-What the methods of `caml_core.heads` are made of. All refuse, by `CamlError`, features with NaN and splits that differ
-in their classes.
+What `caml_core.heads` is made of. `CamlError` for features with NaN and for splits that differ in their classes.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def erm_head(
 def descend(
     train: GroupDataset,
     val: GroupDataset,
-    weigh: Weigh,
+    weigh: Weigh | None,
     *,
     start: Head | None = None,
     pull: float = 0.0,
@@ -71,10 +70,9 @@ def descend(
     """Adam on sum_i w_i CE_i + pull ||theta - theta_0||^2, over all of `train` at once; keeps the best epoch.
 
     Args:
-        weigh: gives the weights w from the losses of the moment.
+        weigh: gives the weights w from the losses of the moment; None: all alike.
         start: theta_0 = (W, b), where the descent begins; None: zeros.
-        step: how far one step of Adam can move a logit, about: a weight moves by step / D, since |x|_1 is close to D
-            when features are standardised (`caml_core.hsfm_settings.scaled` reasons alike).
+        step: about how far one step of Adam moves a logit: a weight moves by step / D, and |x|_1 is close to D.
         epochs: of `STEPS` steps each.
     """
     check_features(train, val)
@@ -91,14 +89,15 @@ def descend(
         for _ in range(STEPS):
             losses = F.cross_entropy(head(x), y, reduction="none")
             moved = [(now - then).square().sum() for now, then in zip(head.parameters(), first)]
-            loss = (weigh(losses.detach()) * losses).sum() + pull * sum(moved)
+            weights = weigh(losses.detach()) if weigh else torch.full_like(losses, 1 / len(losses))
+            loss = (weights * losses).sum() + pull * sum(moved)
             opt.zero_grad(set_to_none=True)
             loss.backward()
             opt.step()
         return {"loss": float(loss.detach())}
 
     how: Any = {"epochs": epochs, "batch_size": len(x), "select": select, "device": device, "progress": False}
-    return _head(head, fit(head, opt, run_epoch, val, config={}, **how))
+    return _head(head, fit(head, opt, run_epoch, val, **how))
 
 
 def _head(head: nn.Linear, run: Run) -> Head:

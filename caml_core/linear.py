@@ -30,17 +30,9 @@ def through_softmax(b: Tensor, p: Tensor, classes: int = 1) -> Tensor:
     return torch._softmax_backward_data(b, p, classes, p.dtype)
 
 
-def head_gradient(
-    x: Tensor, labels: Tensor, share: Tensor | float, weight: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradient of sum_i share_i CE_i in the head, (B, C, D) and (B, C).
-
-    Args:
-        x: (B, N, D).
-        labels: one-hot, (B, N, C).
-        share: of every example in the loss, (B, N, 1) or one number.
-    """
-    residual = (head_logits(x, weight, bias).softmax(dim=-1) - labels) * share
+def head_gradient(x: Tensor, y: Tensor, share: Tensor | float, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of sum_i share_i CE_i in the head, for x (B, N, D), one-hot y (B, N, C), share (B, N, 1) or a number."""
+    residual = (head_logits(x, weight, bias).softmax(dim=-1) - y) * share
     return residual.mT @ x, residual.sum(dim=1)
 
 
@@ -58,7 +50,7 @@ class Adam:
     def step(self, parameter: Tensor, gradient: Tensor) -> None:
         self.t += 1
         whole = (self.size / (1 - 0.9**self.t), self.mean, self.square, parameter, gradient)
-        for size, m, s, p, g in zip(*(part.chunk(self.blocks) for part in whole)) if self.blocks > 1 else [whole]:
+        for size, m, s, p, g in zip(*(part.chunk(self.blocks) for part in whole)):
             m.lerp_(g, 0.1)
             s.mul_(0.999).addcmul_(g, g, value=0.001)
             scale = s.div(1 - 0.999**self.t).sqrt_().add_(1e-8)
