@@ -119,13 +119,11 @@ def test_a_record_says_everything(tmp_path: Path) -> None:
 
 def test_head_only_and_loader_options(tmp_path: Path, small_sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "r.json"
-    monkeypatch.setenv("CAML_DATA", "/nowhere")  # which --data replaces
+    monkeypatch.setenv("CAML_DATA", str(small_sources))
     command = ["run", "erm", "--dataset", "dominoes", "--rho", "0.8", "--epochs", "3", "--out", str(out)]
     options = ["classes=[3,5]", "bottom=fashion_mnist", "n_train=40", "n_val=20", "n_test=20"]
     pairs = [part for option in options for part in ("--option", option)]
-    assert (
-        main([*command, *pairs, "--backbone", "efficientnet_lite0", "--head-only", "--data", str(small_sources)]) == 0
-    )
+    assert main([*command, *pairs, "--backbone", "efficientnet_lite0", "--head-only"]) == 0
     (record,) = read_records(out)
     assert record["config"]["option"]["classes"] == [3, 5]
     assert next(iter(record["data"]["train_groups"])) == "dress, 0"
@@ -147,7 +145,7 @@ def test_head_only_and_loader_options(tmp_path: Path, small_sources: Path, monke
         (["--backbone", "vgg"], "unknown backbone"),
         (["--epochs", "-1"], "epochs=-1"),
         (["--select", "test"], "select='test'"),
-        (["--data", "/nowhere", "--dataset", "dominoes", "--option", "x=1"], "no option"),
+        (["--dataset", "dominoes", "--option", "x=1"], "no option"),
         (["--option", "n_val=abc"], "n_val='abc'"),
         (["--option", "size=16,32"], "size='16,32'"),
         (["--dataset", "dominoes", "--option", "classes=x"], "classes"),

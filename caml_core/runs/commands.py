@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +45,6 @@ def parse_run(argv: Sequence[str]) -> tuple[Method, Data, argparse.Namespace]:
     flags.add_argument("--option", action="append", type=pair, default=[], metavar="KEY=VALUE", help="for the loader")
     flags.add_argument("--seed", nargs="+", type=int, default=[0])
     flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    flags.add_argument("--data", type=Path, metavar="DIR", help="data folder, in place of CAML_DATA")
     own = [field.name for field in dataclasses.fields(method) if field.name != "method"]
     for setting in own:
         usual = getattr(method, setting)
@@ -63,8 +61,6 @@ def go_run(argv: Sequence[str]) -> None:
     """One record a seed. Finished seeds and checkpoints wait in FILE.json.work until all are done."""
     method, data, place = parse_run(argv)
     device, source = pick_device(place.device), getattr(method, "queries_from", None)
-    if place.data:
-        os.environ["CAML_DATA"] = str(place.data)
     offers = [record for record in read_records(source) if len(record.get("rounds", ())) > 1] if source else []
     sellers = {record["seed"]: record for record in offers}
     if source and (missing := set(place.seed) - sellers.keys()):

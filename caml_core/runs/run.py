@@ -66,9 +66,8 @@ def run(
 
     if isinstance(method, Rounds):
         queries = bought(seller, pool(method, data) | {"content": content}) if seller else None
-        results = _rounds(run_active(
-            network, *splits, method, queries=queries, first_round=len(queries or ()), work=work, **how
-        ))  # fmt: skip
+        steps = run_active(network, *splits, method, queries=queries, first_round=len(queries or ()), work=work, **how)
+        results = _rounds(steps)
     elif isinstance(method, ErmRun):
         results = _erm(method, splits, network(), checkpoint=work / "erm.safetensors" if work else None, **how)
     else:
@@ -112,10 +111,9 @@ def _rounds(rounds: list[Record]) -> Record:
     return {"metrics": last["metrics"], "selection": last["selection"], "rounds": steps, "train_seconds": seconds}
 
 
-def _erm(method: ErmRun, splits: Splits, network: Backbone, device: torch.device, **how: Any) -> Record:
+def _erm(method: ErmRun, splits: Splits, network: Any, device: torch.device, **how: Any) -> Record:
     """ERM of the whole network, or of its head."""
-    train, val, test = splits
-    part: torch.nn.Module = network
+    (train, val, test), part = splits, network
     if method.head_only:
         train, val, test = standardise(*(extract_features(network, split, device) for split in splits))
         part, how["augment"] = network.head, None
@@ -194,11 +192,10 @@ def train_backbone(
     network: Backbone, train: GroupDataset, val: GroupDataset, epochs: int, *, seed: int, device: torch.device
 ) -> None:
     """Train the network by ERM, in place. Done once: its checkpoint stays in the user's cache for other methods."""
-    start = hash_state(network.state_dict())[:16]
-    name = f"{start}-{train.content_hash()[:16]}-{val.content_hash()[:16]}-{seed}-{epochs}-{device.type}.safetensors"
+    made_of = (hash_state(network.state_dict()), train.content_hash(), val.content_hash())
+    file = cache_dir() / "erm" / f"{'-'.join(h[:16] for h in made_of)}-{seed}-{epochs}-{device.type}.safetensors"
     augment = random_shift if train.x.ndim == 4 else None
-    checkpoint = cache_dir() / "erm" / name
-    train_erm(network, train, val, Erm(epochs=epochs), seed=seed, device=device, augment=augment, checkpoint=checkpoint)
+    train_erm(network, train, val, Erm(epochs=epochs), seed=seed, device=device, augment=augment, checkpoint=file)
 
 
 def keep_labels(val: GroupDataset, n: int, seed: int) -> GroupDataset:

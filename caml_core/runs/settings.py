@@ -29,7 +29,7 @@ from caml_core.round import METHODS, Plan
 from caml_core.round import Method as InRounds
 from caml_core.training import Erm
 
-Profile = Literal["quick", "full"]  # regime of the chapters, or the published one
+Profile = Literal["quick", "full"]  # `QUICK`, the regime of the chapters, or the published one
 Protocol = Literal["ours", "authors"]  # what a method's authors do otherwise: see `AUTHORS`
 Augment = Literal["none", "shift", "crop"]  # of training images; shift: by up to 3 pixels; `caml_core.loader`
 QUICK = {"start": 600, "query": 50, "epochs": 60, "lr": 1e-3, "weight_decay": 1e-4, "alpha": 0.1}  # of rounds

@@ -53,10 +53,7 @@ def make(run: Run, folder: Path, device: torch.device, seller: Record | None = N
 
 
 def execute(run: Run, folder: Path, seller: Record | None, device: str, gpus: float = 0) -> Record:
-    """Make a run in this process, on one thread, on a share of a GPU: its compact record, or `{"failed": why}`.
-
-    One bad run does not stop the others.
-    """
+    """Make a run in this process, on one thread: its compact record, or `{"failed": why}`, which stops no other."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # as many runs side by side as there are cores; and the same sums everywhere
     with (
@@ -80,12 +77,10 @@ def sweep(
     Args:
         address: "local": as many at a time as this machine has cores, or its GPU has shares; "serial": one after the
             other; else a Ray cluster (HOST:PORT, or auto).
-        device: of each run: auto, cpu or cuda.
-        gpus_per_run: share of a GPU for a run.
+        device: of each run: auto, cpu or cuda, and of that the share `gpus_per_run`.
 
     Raises:
-        CamlError: before anything runs, whatever is wrong with the file, the folder, the device or the address, or
-            another sweep that is at work there; at the end, the runs that failed.
+        CamlError: before anything runs, whatever is wrong; at the end, the runs that failed.
     """
     if not 0 < gpus_per_run <= 1:
         raise CamlError(f"{gpus_per_run:g} GPU for each run", "a share above 0, at most 1", "correct --gpus-per-run")
@@ -145,12 +140,12 @@ def _outcomes(
     todo: Sequence[Run], done: Mapping[str, Record], folder: Path, address: str, device: str, share: float
 ) -> Iterator[tuple[Run, Record]]:
     """Each run with what came of it, as they finish; buyers wait for the record of their seller."""
-    first = [run for run in todo if run.buys is None or run.buys in done]
-    if not first:
+    if not todo:
         return
     workers = _processes if address in ("local", "serial") else _cluster
     with workers(address, device, share) as submit:
         try:
+            first = [run for run in todo if run.buys is None or run.buys in done]
             busy = {submit(run, folder, done.get(run.buys or "")): run for run in first}
             while busy:
                 future = next(as_completed(busy))
@@ -209,7 +204,7 @@ def _cluster(address: str, device: str, share: float) -> Iterator[Submit]:
         if gpus > there:  # Ray would wait for one for ever
             raise CamlError(f"{gpus:g} GPU for each run, and Ray sees {there:g}", "a GPU", "give --device cpu")
         # Runs that share a GPU may be more than there are cores.
-        task = ray.remote(execute).options(num_cpus=gpus or 1, num_gpus=gpus)
+        task: Any = ray.remote(execute).options(num_cpus=gpus or 1, num_gpus=gpus)
         place = "cuda" if gpus else "cpu"
         yield lambda run, folder, seller: task.remote(run, folder, seller, place, gpus).future()
     finally:
