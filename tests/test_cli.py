@@ -36,15 +36,19 @@ def arguments(out: Path, *more: str) -> list[str]:
 
 
 def test_python_a_list_and_the_command_line_build_the_same() -> None:
-    given = {"method": "hsfm", "dataset": "dominoes", "option": {"classes": "3,5"}, "inner_steps": 4, "scaled": True}
+    given = {"method": "hsfm", "dataset": "dominoes", "option": {"classes": [3, 5]}, "inner_steps": 4, "scaled": True}
     method, data = build(given)
     assert (method, data) == (
         KINDS["hsfm"](method="hsfm", steps=4, scaled=True),  # type: ignore[call-arg]
         Data(dataset="dominoes", option={"classes": [3, 5]}),
     )
-    flags = [*("--dataset", "dominoes", "--option", "classes=3,5", "--inner-steps", "4", "--scaled"), "--out", "x.json"]
+    flags = [
+        *("--dataset", "dominoes", "--option", "classes=[3, 5]", "--inner-steps", "4", "--scaled"),
+        "--out",
+        "x.json",
+    ]
     assert parse_run(["hsfm", *flags])[:2] == (method, data)
-    assert words(method, data) == ["run", "hsfm", *flags[:2], "--option", "classes=3,5,", *flags[4:7]]
+    assert words(method, data) == ["run", "hsfm", *flags[:7]]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -62,14 +66,14 @@ def test_the_command_in_a_record_builds_its_settings(method: str) -> None:
         assert getattr(built[0], "epochs") == full  # noqa: B009
 
 
-def test_options_are_read_as_what_the_loader_takes() -> None:
-    def option(dataset: str, **given: Any) -> dict[str, Any]:
-        return Data(dataset=dataset, option=given).option
+def test_options_are_json_or_text() -> None:
+    def option(dataset: str, *given: str) -> dict[str, Any]:
+        pairs = [word for pair in given for word in ("--option", pair)]
+        return parse_run(["erm", "--dataset", dataset, *pairs, "--out", "x.json"])[1].option
 
-    assert option("folder", path="2025") == {"path": "2025"}
-    assert option("folder", path="a,b", progress="false") == {"path": "a,b", "progress": False}
-    assert option("dominoes", classes="3,", n_val="20") == {"classes": [3], "n_val": 20}
-    assert option("dominoes", classes=[3, 5]) == {"classes": [3, 5]}
+    assert option("folder", "path=a,b", "progress=false") == {"path": "a,b", "progress": False}
+    assert option("folder", 'path="2025"') == {"path": "2025"}
+    assert option("dominoes", "classes=[3]", "n_val=20") == {"classes": [3], "n_val": 20}
 
 
 def test_run_in_python_and_its_settings() -> None:
@@ -115,13 +119,11 @@ def test_a_record_says_everything(tmp_path: Path) -> None:
 
 def test_head_only_and_loader_options(tmp_path: Path, small_sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "r.json"
-    monkeypatch.setenv("CAML_DATA", "/nowhere")  # which --data replaces
+    monkeypatch.setenv("CAML_DATA", str(small_sources))
     command = ["run", "erm", "--dataset", "dominoes", "--rho", "0.8", "--epochs", "3", "--out", str(out)]
-    options = ["classes=3,5", "bottom=fashion_mnist", "n_train=40", "n_val=20", "n_test=20"]
+    options = ["classes=[3,5]", "bottom=fashion_mnist", "n_train=40", "n_val=20", "n_test=20"]
     pairs = [part for option in options for part in ("--option", option)]
-    assert (
-        main([*command, *pairs, "--backbone", "efficientnet_lite0", "--head-only", "--data", str(small_sources)]) == 0
-    )
+    assert main([*command, *pairs, "--backbone", "efficientnet_lite0", "--head-only"]) == 0
     (record,) = read_records(out)
     assert record["config"]["option"]["classes"] == [3, 5]
     assert next(iter(record["data"]["train_groups"])) == "dress, 0"
@@ -143,7 +145,7 @@ def test_head_only_and_loader_options(tmp_path: Path, small_sources: Path, monke
         (["--backbone", "vgg"], "unknown backbone"),
         (["--epochs", "-1"], "epochs=-1"),
         (["--select", "test"], "select='test'"),
-        (["--data", "/nowhere", "--dataset", "dominoes", "--option", "x=1"], "no option"),
+        (["--dataset", "dominoes", "--option", "x=1"], "no option"),
         (["--option", "n_val=abc"], "n_val='abc'"),
         (["--option", "size=16,32"], "size='16,32'"),
         (["--dataset", "dominoes", "--option", "classes=x"], "classes"),

@@ -17,7 +17,7 @@ from caml_core.pictures import clip as tiny_clip
 from caml_core.pictures import tiny_unclip
 from caml_core.pictures.clip import CONTEXT, VOCABULARY, WIDTH, build_clip, load_clip, preprocess, prompts, tokenize
 from caml_core.store import hash_state, save_checkpoint
-from results.studies.train_tiny import zero_shot_accuracy
+from results.studies.train_tiny import normaliser_of, zero_shot_accuracy
 
 
 @pytest.fixture(scope="module")
@@ -127,10 +127,10 @@ def pipeline() -> tiny_unclip.TinyUnCLIPPipeline:
 def test_the_normaliser_whitens_what_varies() -> None:
     torch.manual_seed(0)
     e = torch.randn(4000, WIDTH) * torch.linspace(0.01, 1, WIDTH) + 3
-    z = tiny_unclip.Normaliser().fit(e, shrink=1e-9)(e)
+    z = normaliser_of(e, shrink=1e-9)(e)
     torch.testing.assert_close(torch.cov(z.T), torch.eye(WIDTH), atol=1e-2, rtol=0)
     torch.testing.assert_close(z.mean(0), torch.zeros(WIDTH), atol=1e-4, rtol=0)
-    assert float(tiny_unclip.Normaliser().fit(e, shrink=1.0)(e).std(0).max()) < 1
+    assert float(normaliser_of(e)(e).std(0).max()) < 1
 
 
 def test_condition_says_the_noise_and_adds_it_only_above_level_0() -> None:

@@ -48,11 +48,8 @@ def tokenize(texts: Sequence[str]) -> Tensor:
     for row, text in zip(tokens, texts):
         words = ["<start>", *text.lower().split(), "<end>"]
         if len(words) > CONTEXT or not set(words) <= set(VOCABULARY):
-            raise CamlError(
-                what=f"the tiny CLIP cannot read {text!r}",
-                expected=f"at most {CONTEXT - 2} words among: {' '.join(VOCABULARY[2:-1])}",
-                remedy="say it in the words of a caption, such as 'a red waterbird on water'",
-            )
+            expected = f"at most {CONTEXT - 2} words among: {' '.join(VOCABULARY[2:-1])}"
+            raise CamlError(f"the tiny CLIP cannot read {text!r}", expected, "try 'a red waterbird on water'")
         row[: len(words)] = torch.tensor([VOCABULARY.index(word) for word in words])
     return tokens
 
@@ -81,15 +78,9 @@ def preprocess(images: Any) -> Tensor:
 def load_clip(
     name: str = "tiny", pretrained: str | None = None, device: str | torch.device = "cpu", weights: Path = WEIGHTS
 ) -> Clip:
-    """A CLIP, ready to encode.
+    """The tiny CLIP (`weights`: another file of it), or a model of open_clip, such as ("ViT-L-14", "openai").
 
-    Args:
-        name: "tiny" (ours, carried by the package) or a model of open_clip, such as "ViT-L-14".
-        pretrained: for open_clip: which weights, such as "openai"; fetched from the Hub on first use.
-        weights: for "tiny": another file, such as one that `results/studies/train_tiny.py` wrote.
-
-    Raises:
-        CamlError, RuntimeError: weights that are missing, broken or of another model, or cannot be fetched.
+    `CamlError` or RuntimeError on weights that are missing, broken or of another model, or cannot be fetched.
     """
     if name == "tiny":
         model = build_clip()
@@ -106,9 +97,6 @@ def load_clip(
         return torch.stack([prepare(image) for image in images]) if images.ndim > 3 else prepare(to_pil_image(images))
 
     return Clip(real.eval(), prepare, open_clip.get_tokenizer(name), int(real.text_projection.shape[1]))  # type: ignore[arg-type, union-attr, index]
-
-
-# ---- embeddings --------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -15,17 +15,12 @@ from caml_core.errors import CamlError
 BUNDLE = Path(__file__).with_name("explorables.js")  # made by book/bundles.py, as the stills
 STILLS = Path(__file__).with_name("stills")
 WEIGHTS = Path(__file__).parent.parent / "weights"  # NAME.page.safetensors, made by book/engines.py
-_PLACE = """\
-<figure class="explorable" data-explorable="{name}" data-state="{state}" style="margin: 0 0 1em">
-<figcaption style="font-weight: 600; text-align: left">{caption}</figcaption>
-<img class="still dark-light" alt="A still: {caption}" src="data:image/webp;base64,{still}"></figure>"""
 
 
 def explore(name: str, caption: str, **state: Any) -> Any:
     """An explorable: a widget whose trait `state` Python reads and sets, or (`CAML_STATIC=1`) its place in a page.
 
-    Raises:
-        CamlError: there is no explorable of this name.
+    `CamlError` where there is no explorable of this name.
     """
     script = BUNDLE.read_text("utf-8")
     if not re.search(rf"\.bookExplorables=\{{[^}}]*\b{name}:", script):
@@ -33,9 +28,13 @@ def explore(name: str, caption: str, **state: Any) -> Any:
     if os.environ.get("CAML_STATIC") == "1":
         from IPython.display import HTML
 
-        escaped = {"state": html.escape(json.dumps(state)), "caption": html.escape(caption)}
+        said, given = html.escape(caption), html.escape(json.dumps(state))
         still = base64.b64encode((STILLS / f"{name}.webp").read_bytes()).decode()
-        return HTML(_PLACE.format(name=name, still=still, **escaped))
+        return HTML(
+            f'<figure class="explorable" data-explorable="{name}" data-state="{given}" style="margin: 0 0 1em">\n'
+            f'<figcaption style="font-weight: 600; text-align: left">{said}</figcaption>\n'
+            f'<img class="still dark-light" alt="A still: {said}" src="data:image/webp;base64,{still}"></figure>'
+        )
     import anywidget
     import traitlets
 

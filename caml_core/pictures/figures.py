@@ -20,6 +20,9 @@ from PIL import Image
 if TYPE_CHECKING:
     from torch import Tensor
 
+Colours = Mapping[str, str]  # of names
+Curves = Mapping[str, np.ndarray]  # for each name float (seeds, n)
+Rows = Mapping[str, Mapping[str, float]]  # name of a row: `mean`, `low`, `high`, as `paired_difference` has them
 LABEL, ATTRIBUTE = "#0072B2", "#E69F00"
 MAJORITY, MINORITY = "#7A93AC", "#D55E00"
 CHANCE = "#8C8C8C"
@@ -40,7 +43,6 @@ METHOD_COLOURS = {
 # On a telephone these would always cover the legend. To zoom, drag; to return, click twice.
 _BUTTONS = ["toimage", "sendcharttocloud", "zoom", "pan", "select", "lasso"]
 _BUTTONS += ["zoomin", "zoomout", "autoscale", "resetscale"]
-
 _AXIS = {"gridcolor": "rgba(128,128,128,.25)", "zerolinecolor": "rgba(128,128,128,.5)", "automargin": True}
 pio.templates["book"] = go.layout.Template(
     layout={
@@ -75,21 +77,30 @@ def contact_sheet(images: Tensor, *, columns: int) -> np.ndarray:
     return sheet.reshape(rows * (h + GAP), columns * (w + GAP), 4)[:-GAP, :-GAP]
 
 
-def image_grid(images: Tensor, *, columns: int, title: str, labels: Sequence[str] | None = None) -> go.Figure:
+def image_grid(images: Tensor, *, columns: int, title: str, labels: Sequence[str] = ()) -> go.Figure:
     """A contact sheet of uint8 (N, 3, H, W) as one picture; labels: one short text for each row, at its left."""
-    return _label_rows(picture(contact_sheet(images, columns=columns), title=title), labels)
+    return picture(contact_sheet(images, columns=columns), title=title, rows=labels)
 
 
-def picture(pixels: np.ndarray, *, title: str) -> go.Figure:
-    """One picture as a figure, uint8 (H, W, 3 or 4); axes count in its pixels."""
+def picture(pixels: np.ndarray, *, title: str, rows: Sequence[str] = ()) -> go.Figure:
+    """One picture as a figure, uint8 (H, W, 3 or 4), as high as it is on a page; axes count in its pixels.
+
+    rows: of a contact sheet, one short text each, written at its left.
+    """
     height, width = pixels.shape[:2]
-    figure = go.Figure(layout={"title": title, "images": [_layer(pixels)]})
-    figure.add_trace(go.Scatter(x=[0, width], y=[0, height], mode="markers", marker_opacity=0, hoverinfo="skip"))
+    figure = go.Figure(layout={"title": title, "images": [_layer(pixels)], "showlegend": False})
+    figure.add_scatter(x=[0, width], y=[0, height], mode="markers", marker_opacity=0, hoverinfo="skip")
     fixed = {"visible": False, "fixedrange": True, "constrain": "domain"}  # a finger on it scrolls the page
     figure.update_xaxes(range=[0, width], **fixed)
     figure.update_yaxes(range=[height, 0], scaleanchor="x", constraintoward="top", **fixed)
-    figure.update_layout(showlegend=False, margin={"l": 10, "r": 10, "t": 60, "b": 0})
-    return _label_rows(figure, None)
+    room = PAGE_WIDTH - 20
+    if rows:
+        ticks = [(row + 0.5) * height / len(rows) for row in range(len(rows))]
+        figure.update_yaxes(visible=True, tickvals=ticks, ticktext=list(rows), ticklabelstandoff=4)
+        figure.update_yaxes(showgrid=False, zeroline=False)
+        room -= 7 * max(len(line) for label in rows for line in label.split("<br>"))
+    height = min(700, round(60 + room * height / width))
+    return figure.update_layout(margin={"l": 10, "r": 10, "t": 60, "b": 0}, height=height)
 
 
 def still(name: str, *, title: str, labels: Sequence[str] | None = None) -> go.Figure:
@@ -103,23 +114,16 @@ def still(name: str, *, title: str, labels: Sequence[str] | None = None) -> go.F
 
 
 def picture_slider(
-    pictures: Sequence[np.ndarray],
-    labels: Sequence[str],
-    *,
-    title: str,
-    prefix: str = "",
-    rows: Sequence[str] | None = None,
+    pictures: Sequence[np.ndarray], labels: Sequence[str], *, title: str, prefix: str = "", rows: Sequence[str] = (),
     start: int = 0,
-) -> go.Figure:
-    """A slider that chooses among pictures; it needs no Python behind the page.
+) -> go.Figure:  # fmt: skip
+    """A slider that chooses among pictures, the first of them `start`; it needs no Python behind the page.
 
     Args:
-        pictures: uint8 (H, W, 3 or 4), all of one shape, such as from `contact_sheet`. Each is stored once.
+        pictures: as `picture` takes them, all of one shape. Each is stored once.
         labels: one a picture, shown above the slider after `prefix`.
-        rows: one short text for each row of a contact sheet, written at its left.
-        start: the picture shown first.
     """
-    figure = _label_rows(picture(pictures[start], title=title), rows)
+    figure = picture(pictures[start], title=title, rows=rows)
     n, height = len(pictures), pictures[0].shape[0]
     figure.layout.images = [{**_layer(pixels), "visible": i == start} for i, pixels in enumerate(pictures)]
     steps = [
@@ -144,18 +148,6 @@ def _layer(pixels: np.ndarray) -> dict[str, Any]:
     return {"source": source, "sizing": "stretch", "layer": "below", **place}
 
 
-def _label_rows(figure: go.Figure, labels: Sequence[str] | None) -> go.Figure:
-    """Write labels at the left of a picture's rows; make the figure as high as the picture is on a page."""
-    width, height = figure.layout.xaxis.range[1], figure.layout.yaxis.range[0]
-    room = PAGE_WIDTH - 20
-    if labels:
-        ticks = [(row + 0.5) * height / len(labels) for row in range(len(labels))]
-        figure.update_yaxes(visible=True, tickvals=ticks, ticktext=list(labels), ticklabelstandoff=4)
-        figure.update_yaxes(showgrid=False, zeroline=False)
-        room -= 7 * max(len(line) for label in labels for line in label.split("<br>"))
-    return figure.update_layout(height=min(700, round(60 + room * height / width)))
-
-
 def data_uri(pixels: np.ndarray, kind: str = "PNG") -> str:
     """A picture as a data address, "PNG" or (much smaller) "JPEG" or "WEBP": no file, no request."""
     stream = io.BytesIO()
@@ -164,13 +156,7 @@ def data_uri(pixels: np.ndarray, kind: str = "PNG") -> str:
 
 
 def group_bars(metrics: Mapping[str, Any], *, title: str, minority: Sequence[bool], chance: float) -> go.Figure:
-    """Accuracy of each group with its 95% interval; minority groups in vermilion, chance as a line.
-
-    Args:
-        metrics: from `caml_core.metrics.group_metrics`.
-        minority: for each group, whether it is a minority group.
-        chance: percent.
-    """
+    """Accuracy of each group with its 95% interval, from `group_metrics`; minority groups vermilion, chance a line."""
     figure = go.Figure(layout={"title": title, "yaxis": {"title": "accuracy (%)", "range": [0, 104]}})
     names = [f"{g['name'].replace(', ', '<br>')}<br><b>{g['value']:.0f}%</b>" for g in metrics["groups"]]
     for kind, colour, wanted in (("majority group", MAJORITY, False), ("minority group", MINORITY, True)):
@@ -192,18 +178,11 @@ def add_chance(figure: go.Figure, chance: float) -> go.Figure:
 
 
 def interval_rows(
-    found: Mapping[str, Mapping[str, Mapping[str, float]]],
-    *,
-    title: str,
-    x_title: str,
-    colours: Mapping[str, str] = METHOD_COLOURS,
+    found: Mapping[str, Rows], *, title: str, x_title: str, colours: Colours = METHOD_COLOURS
 ) -> go.Figure:
     """Differences with their intervals, one row each, its name above it; zero as a line.
 
-    Args:
-        found: for each of up to three names of the legend (which one alone does not get), the rows from the top down,
-            the same in all: `mean`, `low`, `high`, such as from `caml_core.runs.records.paired_difference`.
-        colours: of the names of the legend.
+    found: for each of up to three names of the legend, of these `colours`, the same rows from the top down.
     """
     figure = go.Figure(layout={"title": title, "xaxis_title": x_title, "margin": {"l": 10, "r": 10}})
     for (name, rows), symbol in zip(found.items(), ("circle", "diamond", "square")):
@@ -219,24 +198,13 @@ def interval_rows(
 
 
 def curves_with_band(
-    x: Sequence[float],
-    curves: Mapping[str, np.ndarray],
-    *,
-    title: str,
-    x_title: str,
-    y_title: str,
-    colours: Mapping[str, str] | None = None,
+    x: Sequence[float], curves: Curves, *, title: str, x_title: str, y_title: str, colours: Colours = METHOD_COLOURS
 ) -> go.Figure:
-    """One line a method, the mean over seeds, in a band of one standard deviation either side.
-
-    Args:
-        curves: for each name float (seeds, len(x)); with one seed there is no band.
-        colours: of the names; default `METHOD_COLOURS`, then the template's.
-    """
-    figure, x = go.Figure(), list(x)
-    palette = pio.templates["book"].layout.colorway
+    """One line a name, the mean over seeds, in a band of one standard deviation either side; other names get colours of
+    the template."""
+    figure, x, palette = go.Figure(), list(x), pio.templates["book"].layout.colorway
     for i, (name, values) in enumerate(curves.items()):
-        colour = {**METHOD_COLOURS, **(colours or {})}.get(name, palette[i % len(palette)])
+        colour = {**METHOD_COLOURS, **colours}.get(name, palette[i % len(palette)])
         mean = np.mean(values, axis=0)
         if len(values) > 1:
             spread = np.std(values, axis=0, ddof=1)

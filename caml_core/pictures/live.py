@@ -16,21 +16,15 @@ from ipywidgets import interactive
 
 
 def live(function: Callable[..., Any], **controls: Any) -> interactive | None:
-    """Widgets for some arguments of `function`, above the figure that it returns for their values.
+    """Widgets for some arguments of `function`, above the figure that it returns for their values, within about 2 s.
 
-    Args:
-        function: returns a figure, in less than about 2 s. Its other arguments keep their defaults.
-        controls: for each argument a tuple (low, high, step), a list of options, or a widget; they start at the
-            argument's default. A slider recomputes when it is let go.
-
-    Returns:
-        The widgets, which a notebook shows when they are a cell's last line; nothing, but for a printed line, where no
-        kernel answers them, as in the pages of the book (`CAML_STATIC=1`).
+    A control is a tuple (low, high, step), a list of options, or a widget, and starts at the argument's default. In the
+    pages of the book (`CAML_STATIC=1`), where no kernel answers, there is a printed line instead.
     """
     defaults = inspect.signature(function).parameters
     widgets = {n: interactive.widget_from_abbrev(control, defaults[n].default) for n, control in controls.items()}
     for widget in widgets.values():
-        widget.continuous_update = False
+        widget.continuous_update = False  # a slider recomputes when it is let go
     if os.environ.get("CAML_STATIC") == "1":
         print(f"With Python behind it (Colab, JupyterLab): choose {', '.join(controls)}, and the figure follows.")
         return None

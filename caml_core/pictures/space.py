@@ -8,7 +8,7 @@ real embeddings, and `project` brings a point back to the sphere.
 
 from __future__ import annotations
 
-import dataclasses
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,24 +19,15 @@ from caml_core.errors import CamlError
 from caml_core.pictures.clip import Clip, zero_shot
 
 
-@dataclasses.dataclass(frozen=True)
-class ClipSpace:
-    """u = V' (e - mean): a rotation of the directions that real embeddings fill; lengths and angles stay as they are.
+class ClipSpace(NamedTuple):
+    """u = V' (e - mean): a rotation of the directions that real embeddings fill, which keeps lengths and angles."""
 
-    Attributes:
-        mean: float32 (width,), of the embeddings.
-        directions: V, float32 (width, k), orthonormal.
-    """
-
-    mean: Tensor
-    directions: Tensor
+    mean: Tensor  # float32 (width,), of the embeddings
+    directions: Tensor  # V, float32 (width, k), orthonormal
 
     @classmethod
     def fit(cls, embeddings: Tensor, keep: float = 0.999) -> ClipSpace:
-        """From unit embeddings (N, width): the fewest principal directions with a share `keep` of the variance.
-
-        `CamlError` on embeddings that are not of length 1.
-        """
+        """From unit embeddings (N, width): the fewest principal directions with a share `keep` of the variance."""
         off = float((embeddings.norm(dim=1) - 1).abs().max())
         if not off < 1e-3:  # nor is NaN
             raise CamlError(f"embeddings whose length is off by {off:.3g}", "length 1", "divide each by its length")
@@ -65,19 +56,13 @@ def along(moves: Tensor, direction: Tensor) -> Tensor:
 
 
 def turn(start: Tensor, towards: Tensor, angle: Tensor) -> Tensor:
-    """Points on the sphere, (..., width): from unit embeddings along the great circle to points of any length.
-
-    `angle` is in radians (...); the angle between the two leads all the way.
-    """
+    """Points (..., width) on the great circle from unit embeddings towards others of any length, by an angle (...)."""
     tangent = F.normalize(towards - (towards * start).sum(-1, keepdim=True) * start, dim=-1)
     return angle[..., None].cos() * start + angle[..., None].sin() * tangent
 
 
 def random_moves(space: ClipSpace, before: Tensor, lengths: Tensor, seed: int) -> Tensor:
-    """A control for edits: as far from the unit embeddings `before` (..., width), along random great circles.
-
-    `lengths` (...) are the straight-line distances |after - before| of the edits, below 2. Returns (..., width).
-    """
+    """A control for edits: as far from unit embeddings (..., width), |after - before| = lengths (...), anywhere."""
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randn(*before.shape[:-1], space.directions.shape[1], generator=generator)
     angle = 2 * torch.asin((lengths / 2).clamp(max=1))

@@ -13,14 +13,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DiffusionPipeline,
-    ImagePipelineOutput,
-    ModelMixin,
-    UNet2DConditionModel,
-)
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, ImagePipelineOutput, ModelMixin
+from diffusers import UNet2DConditionModel as UNet
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.utils.torch_utils import randn_tensor
@@ -34,14 +28,10 @@ FOLD = 3  # pixels of a 3 x 3 block become channels
 IMAGE_SIZE = 48
 LATENT = (3 * FOLD**2, IMAGE_SIZE // FOLD, IMAGE_SIZE // FOLD)
 TIMESTEPS = 1000
-# v = sqrt(abar) noise - sqrt(1 - abar) x is predicted (Salimans and Ho, arXiv 2202.00512), cosine noise schedule.
-SCHEDULE: dict[str, Any] = {
-    "num_train_timesteps": TIMESTEPS,
-    "beta_schedule": "squaredcos_cap_v2",
-    "prediction_type": "v_prediction",
-    "timestep_spacing": "trailing",
-}
-NOISER: Any = DDPMScheduler(num_train_timesteps=TIMESTEPS, beta_schedule="squaredcos_cap_v2")  # of embeddings
+COSINE: dict[str, Any] = {"num_train_timesteps": TIMESTEPS, "beta_schedule": "squaredcos_cap_v2"}
+NOISER: Any = DDPMScheduler(**COSINE)  # of embeddings
+# v = sqrt(abar) noise - sqrt(1 - abar) x is predicted (Salimans and Ho, arXiv 2202.00512).
+SCHEDULE = {**COSINE, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
 
 
 class Normaliser(ModelMixin):  # nn.Module with the `device` and `dtype` that a pipeline asks its parts for
@@ -55,25 +45,15 @@ class Normaliser(ModelMixin):  # nn.Module with the `device` and `dtype` that a 
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("matrix", torch.eye(width))
 
-    def fit(self, embeddings: Tensor, shrink: float = 1.0) -> Normaliser:
-        """From embeddings (N, width); `shrink` is in units of the mean variance and bounds what noise can do."""
-        mean = embeddings.double().mean(0)
-        covariance = torch.cov((embeddings.double() - mean).T)
-        values, vectors = torch.linalg.eigh(covariance)
-        scale = (values + shrink * values.mean()).rsqrt()
-        self.mean.copy_(mean)  # type: ignore[operator]
-        self.matrix.copy_(vectors @ torch.diag(scale) @ vectors.T)  # type: ignore[operator]
-        return self
-
     def forward(self, embeddings: Tensor) -> Tensor:
         """(N, width) to (N, width)."""
         result: Tensor = (embeddings - self.mean) @ self.matrix  # type: ignore[operator]
         return result
 
 
-def build_unet() -> UNet2DConditionModel:
+def build_unet() -> UNet:
     """The denoiser with fresh weights: three resolutions, one block each, attention on the coarsest."""
-    return UNet2DConditionModel(
+    return UNet(
         sample_size=LATENT[1],
         in_channels=LATENT[0],
         out_channels=LATENT[0],
@@ -92,22 +72,17 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def condition(normalised: Tensor, level: Tensor, noise: Tensor) -> Tensor:
-    """What the U-Net is told: a noised embedding and how much noise there is, float32 (N, 2 width).
-
-    Args:
-        normalised: (N, width) embeddings after the `Normaliser`.
-        level: int64 (N,), 0 (no noise) to 999.
-        noise: (N, width) standard normal.
-    """
+    """What the U-Net is told, float32 (N, 2 width): normalised embeddings (N, width) with standard normal noise, and
+    its level int64 (N,), 0 (no noise) to 999."""
     noised = torch.where(level[:, None] > 0, NOISER.add_noise(normalised, noise, level), normalised)
     sinusoid = get_timestep_embedding(level, WIDTH, flip_sin_to_cos=True, downscale_freq_shift=0)
     return torch.cat([noised, sinusoid], dim=1)
 
 
 class TinyUnCLIPPipeline(DiffusionPipeline):
-    """Decode image embeddings of the tiny CLIP; see the module."""
+    """Decode image embeddings of the tiny CLIP."""
 
-    def __init__(self, unet: UNet2DConditionModel, image_normalizer: Normaliser, scheduler: DDIMScheduler) -> None:
+    def __init__(self, unet: UNet, image_normalizer: Normaliser, scheduler: DDIMScheduler) -> None:
         super().__init__()
         self.register_modules(unet=unet, image_normalizer=image_normalizer, scheduler=scheduler)
 
@@ -122,15 +97,13 @@ class TinyUnCLIPPipeline(DiffusionPipeline):
         latents: Tensor | None = None,
         output_type: str = "pt",
     ) -> ImagePipelineOutput:
-        """Pictures of embeddings (N, width) of unit length.
+        """Pictures of embeddings (N, width) of unit length: (N, 3, 48, 48) in [0, 1], or "np" or "pil".
 
         Args:
-            guidance_scale: how far to go beyond the unconditional prediction, v0 + w (v - v0); 1 is none. The default
-                is what validation chose (see the card).
+            guidance_scale: of the prediction v0 + w (v - v0), as validation chose it (see the card); 1 is none.
             noise_level: 0 to 999, noise added to the normalised embedding first.
             generator: of all random numbers; a list gives one to each picture.
             latents: initial noise (N, 27, 16, 16) in place of what `generator` would draw.
-            output_type: "pt" (N, 3, 48, 48), "np" (N, 48, 48, 3), both in [0, 1], or "pil".
         """
         n, device, dtype = len(image_embeds), self.unet.device, self.unet.dtype
         draw: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}
@@ -153,7 +126,7 @@ class TinyUnCLIPPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=VaeImageProcessor().postprocess(folded, output_type=output_type))
 
 
-def build_pipeline(unet: UNet2DConditionModel, normaliser: Normaliser) -> TinyUnCLIPPipeline:
+def build_pipeline(unet: UNet, normaliser: Normaliser) -> TinyUnCLIPPipeline:
     """The pipeline around a denoiser, with the deterministic DDIM sampler and no progress bar."""
     pipeline = TinyUnCLIPPipeline(unet.eval(), normaliser, DDIMScheduler(**SCHEDULE, clip_sample=True))
     pipeline.set_progress_bar_config(disable=True)
@@ -161,11 +134,7 @@ def build_pipeline(unet: UNet2DConditionModel, normaliser: Normaliser) -> TinyUn
 
 
 def load_tiny_unclip(device: str | torch.device = "cpu", weights: Path = WEIGHTS) -> TinyUnCLIPPipeline:
-    """The decoder that comes with the book, in float32.
-
-    Raises:
-        CamlError, RuntimeError: weights that are missing, broken or of another model.
-    """
+    """The decoder that comes with the book, in float32; `CamlError` or RuntimeError on weights of another model."""
     tensors, _ = load_checkpoint(weights)
     unet, normaliser = build_unet(), Normaliser()
     for part, module in (("unet/", unet), ("normaliser/", normaliser)):

@@ -23,29 +23,17 @@ MODELS = {  # name: repository on the Hub
     "sd-unclip": "stabilityai/stable-diffusion-2-1-unclip",  # embeddings of OpenCLIP's ViT-H/14: D = 1,024
     "sd-unclip-small": "stabilityai/stable-diffusion-2-1-unclip-small",  # of OpenAI's ViT-L/14: D = 768
 }
-ROOM = 12  # GiB of free GPU memory in which all parts fit together
+ROOM = 12  # GiB of free GPU memory in which all parts fit together; with less they visit it one after the other
 
 
 def load_unclip(name: str = "tiny", device: str | torch.device = "auto", dtype: torch.dtype | None = None) -> UnCLIP:
-    """An unCLIP pipeline by name, ready for `embed` and `decode`.
-
-    With less than 12 GiB free on a GPU the parts wait in main memory and visit it one after the other ("model offload":
-    slower, same pictures; needs the package accelerate).
-
-    The weights of Stable Diffusion come under the CreativeML Open RAIL++-M licence: research and commercial use but for
-    a list of harmful ones, which must travel with the weights and with what is built from them. The pipeline has **no
-    safety checker**: nothing looks at what it draws, so somebody must before pictures are shown. It carries the biases
-    of its training images, and a face drawn from the embedding of a photograph is made up.
+    """An unCLIP pipeline, ready for `embed` and `decode`. There is **no safety checker**: look at what it draws.
 
     Args:
-        name: `"tiny"`, which ships with this package (birdscapes, 48 x 48); `"sd-unclip"` or `"sd-unclip-small"`
-            (768 x 768, 4 to 6 GB to download once); a folder in the layout of diffusers; or `"owner/name"` of
-            another repository on the Hub. Stability AI took its own off the Hub in November 2025: a copy in the Hub's
-            cache still works, and the account sd2-community, not theirs, keeps others under the same names.
+        name: `"tiny"`, which ships with this package (birdscapes, 48 x 48); one of `MODELS` (768 x 768, 4 to 6 GB,
+            under CreativeML Open RAIL++-M; chapter 15 says where they are now), `"owner/name"` of another repository on
+            the Hub, or a folder in the layout of diffusers. What is damaged, or a pickle, is diffusers' OSError.
         dtype: of the Stable Diffusion models; default float16 on a GPU and float32 on a CPU.
-
-    Raises:
-        OSError: of diffusers, for files that cannot be had, are damaged, or are pickles (only safetensors are read).
     """
     device = pick_device(str(device))
     if name == "tiny":
@@ -63,7 +51,7 @@ def load_unclip(name: str = "tiny", device: str | torch.device = "auto", dtype: 
     pipeline: UnCLIP = StableUnCLIPImg2ImgPipeline.from_pretrained(folder, dtype=dtype, variant=variant, **safe)
     pipeline.vae.enable_slicing()  # one picture at a time where the layers are widest
     if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < ROOM * 2**30:
-        pipeline.enable_model_cpu_offload(device=device)
+        pipeline.enable_model_cpu_offload(device=device)  # slower, same pictures; needs the package accelerate
         return pipeline
     return pipeline.to(device)
 
@@ -99,26 +87,18 @@ def decode(
     norm: float | Tensor | None = None,
     batch_size: int = 8,
 ) -> Tensor:
-    """Draw one picture for each embedding: uint8 (N, 3, H, W) on the CPU.
+    """Draw one picture for each embedding (N, D): uint8 (N, 3, H, W) on the CPU.
 
     The noise of row i depends on `seed` (and on i, unless `same_noise`), never on the other rows, so two calls with one
     seed, before and after an edit, differ by the edit alone. Another batch size can change how a pixel is rounded.
 
     Args:
-        embeds: (N, D), rows like those of `embed`, edited or not.
-        steps: of the sampler, 1 to 1000.
-        guidance: scale w of classifier-free guidance, prediction = v0 + w (v - v0), where v0 is made without the
-            embedding; 1 is no guidance. Default: the pipeline's own.
+        guidance: scale w of v0 + w (v - v0), v0 predicted without the embedding; default: the pipeline's own.
         noise_level: of unCLIP's noise augmentation, 0 to 999: noise that is added to the embedding first.
-        same_noise: all rows share one noise.
         norm: length, or lengths (N,), to which rows are scaled first, for edits made on the unit sphere: decoders know
             only lengths that their encoder gives, `embed(pipeline, images).norm(dim=1)`.
-
-    Raises:
-        CamlError: pictures that are not finite: the embeddings were not, or half precision overflowed; a noise level
-            below 0, which the library would count from the far end.
     """
-    if noise_level < 0:
+    if noise_level < 0:  # the library would count it from the far end
         raise CamlError(f"noise_level={noise_level}", "0 to 999", "correct the setting")
     embeds = embeds.float().cpu()
     if norm is not None:

@@ -1,16 +1,21 @@
-"""What the commands of `python -m caml_core` take, and what they do."""
+"""The commands `run`, `sweep`, `tables` and `data` of `python -m caml_core`."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from caml_core.data import find
+from caml_core.device import pick_device
 from caml_core.errors import CamlError
+from caml_core.runs import sweep, tables
+from caml_core.runs.lists import Run, expand
+from caml_core.runs.records import read_records, result, stored, write_records
+from caml_core.runs.settings import Data, Method, build, flag, method_of, word
 
 
 class Flags(argparse.ArgumentParser):
@@ -23,16 +28,14 @@ class Flags(argparse.ArgumentParser):
         raise CamlError(message, f"flags of {self.prog}", "see --help")
 
 
-def pair(text: str) -> tuple[str, str]:
+def pair(text: str) -> tuple[str, Any]:
     """KEY=VALUE."""
     key, value = text.split("=", 1)
-    return key, value
+    return key, word(value)
 
 
-def parse_run(argv: Sequence[str]) -> tuple[Any, Any, argparse.Namespace]:
+def parse_run(argv: Sequence[str]) -> tuple[Method, Data, argparse.Namespace]:
     """Method, dataset and place of `run METHOD ...`: its flags build what a list of runs builds."""
-    from caml_core.runs.settings import build, flag, method_of, word
-
     name, *rest = argv or [""]
     method = method_of({"method": name})
     flags = Flags(f"run {name}", str(type(method).__doc__))
@@ -42,7 +45,6 @@ def parse_run(argv: Sequence[str]) -> tuple[Any, Any, argparse.Namespace]:
     flags.add_argument("--option", action="append", type=pair, default=[], metavar="KEY=VALUE", help="for the loader")
     flags.add_argument("--seed", nargs="+", type=int, default=[0])
     flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    flags.add_argument("--data", type=Path, metavar="DIR", help="data folder, in place of CAML_DATA")
     own = [field.name for field in dataclasses.fields(method) if field.name != "method"]
     for setting in own:
         usual = getattr(method, setting)
@@ -50,35 +52,28 @@ def parse_run(argv: Sequence[str]) -> tuple[Any, Any, argparse.Namespace]:
         kind |= {"nargs": "+"} if isinstance(usual, list | tuple) else {}
         flags.add_argument(flag(setting), dest=setting, default=argparse.SUPPRESS, help=f"default {usual}", **kind)
     place = flags.parse_args(rest)
-    given = {setting: getattr(place, setting) for setting in own if hasattr(place, setting)}
+    given = {key: value for key, value in vars(place).items() if key in own}
     data = {"dataset": place.dataset, "rho": place.rho, "option": dict(place.option)}
     return *build({"method": name, **given, **data}), place
 
 
 def go_run(argv: Sequence[str]) -> None:
     """One record a seed. Finished seeds and checkpoints wait in FILE.json.work until all are done."""
-    from caml_core.device import pick_device
-    from caml_core.runs.lists import Run
-    from caml_core.runs.records import read_records, scores, write_records
-    from caml_core.runs.sweep import alone, make
-
     method, data, place = parse_run(argv)
     device, source = pick_device(place.device), getattr(method, "queries_from", None)
-    if place.data:
-        os.environ["CAML_DATA"] = str(place.data)
-    runs = [Run(name=method.method, seed=seed, method=method, data=data) for seed in dict.fromkeys(place.seed)]
-    offers = read_records(source)[::-1] if source else []  # of several with the same seed, the first
-    sellers = {record["seed"]: record for record in offers if len(record.get("rounds", ())) > 1}
-    if source and (missing := {run.seed for run in runs} - sellers.keys()):
+    offers = [record for record in read_records(source) if len(record.get("rounds", ())) > 1] if source else []
+    sellers = {record["seed"]: record for record in offers}
+    if source and (missing := set(place.seed) - sellers.keys()):
         remedy = "run the acquisition first, for example: run append --dataset ... --out FILE.json"
         raise CamlError(f"{source} has no rounds with seed {min(missing)}", "rounds that chose by themselves", remedy)
     found = []
-    with alone(place.out) as folder:
-        for run in runs:
-            seller = sellers.get(run.seed)
-            run = run.known(run.content(), seller.get("identity") if seller else None)
-            found.append(make(run, folder, device, seller))
-            print(f"seed {run.seed}: {scores(found[-1])}", flush=True)
+    with sweep.alone(place.out) as folder:
+        for seed in dict.fromkeys(place.seed):
+            seller = sellers.get(seed, {})
+            run = Run(name=method.method, seed=seed, method=method, data=data)
+            run = run.known(run.content(), seller.get("identity"))
+            found.append(sweep.make(run, folder, device, seller))
+            print(f"seed {seed}: {tables.scores(found[-1])}", flush=True)
         write_records(place.out, found)
     shutil.rmtree(folder)
 
@@ -89,22 +84,21 @@ def go_sweep(argv: Sequence[str]) -> None:
     flags.add_argument("--out", type=Path, metavar="FILE.json", help="default: results/NAME.json")
     flags.add_argument("--address", default="local", help="local, serial, or HOST:PORT of a Ray cluster")
     flags.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    flags.add_argument("--gpus-per-run", type=float, metavar="SHARE", help="of a GPU for each run by Ray, e.g. 0.25")
-    given = vars(flags.parse_args(argv))
-    given["out"] = given["out"] or Path("results") / f"{given['file'].stem}.json"
-    from caml_core.runs.sweep import sweep
-
-    sweep(**given)
+    flags.add_argument("--gpus-per-run", type=float, default=1, metavar="SHARE", help="of a GPU, e.g. 0.25")
+    given = flags.parse_args(argv)
+    given.out = given.out or Path("results") / f"{given.file.stem}.json"
+    sweep.sweep(**vars(given))
 
 
 def go_tables(argv: Sequence[str]) -> None:
     flags = Flags("tables", "Stored results, as Markdown.")
     flags.add_argument("name", nargs="?", help="a file of results; default: all that have a list of runs")
     name = flags.parse_args(argv).name
-    from caml_core.runs import tables
-
     for one in [name] if name else tables.names():
-        print(f"### {one}\n\n{tables.table(one)}\n")
+        file = result(f"tables/{one}.toml")
+        records = [] if file and not result(f"{one}.json") else stored(one)
+        listed = dict.fromkeys(run.name for run in expand(file)) if file else {}
+        print(f"### {one}\n\n{tables.summary(records, names=list(listed))}\n")
 
 
 def go_data(argv: Sequence[str]) -> None:
@@ -112,8 +106,6 @@ def go_data(argv: Sequence[str]) -> None:
     flags.add_argument("action", choices=("list", "fetch"))
     flags.add_argument("name", nargs="?")
     flags.add_argument("--data", type=Path, metavar="DIR", help="data folder, in place of CAML_DATA")
-    from caml_core.data import find
-
     find.go_data(**vars(flags.parse_args(argv)))
 
 

@@ -1,6 +1,6 @@
 """What makes two runs the same: their settings, their data, the labels they buy, and what the code does.
 
-What the code does has a number, its revision, set by hand: it is raised when a method or a dataset comes to give other
+What the code does has a number, its revision. It is raised by hand when a method or a dataset comes to give other
 numbers, which the tests notice on tiny runs of every method. So code can move without a run being made again.
 """
 
@@ -31,16 +31,16 @@ def identity(config: Mapping[str, Any], seed: int, content: str = "", seller: st
     """Sixteen hexadecimal digits that two runs share only if they would find the same.
 
     Args:
-        config: all settings, as JSON (`caml_core.runs.settings.config`). None and False say nothing, so that a new
-            setting, off by default, leaves older runs what they are.
-        content: see `content_hash`; it counts for data of your own, which may have been moved, too.
+        config: see `caml_core.runs.settings.config`. None and False say nothing: a new setting, off by default, leaves
+            older runs what they are.
+        content: see `content_hash`; counts for data of your own.
         seller: identity of the run whose labels this one buys.
     """
     own = config["dataset"] in OWN
     hidden = {*PLACE, "path"} if own else PLACE
-    option = {key: value for key, value in config["option"].items() if key not in hidden}
     said = {key: value for key, value in config.items() if key not in NAMES}
-    said |= {"option": option, "seed": seed, "seller": seller, "content": content if own else None}
+    said["option"] = {key: value for key, value in config["option"].items() if key not in hidden}
+    said |= {"seed": seed, "seller": seller, "content": content if own else None}
     text = json.dumps([_plain(said), REVISION[config["method"]], REVISION[config["dataset"]]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

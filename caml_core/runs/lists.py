@@ -1,7 +1,7 @@
-"""Lists of runs: one plain file for a whole table.
+"""Lists of runs: one plain file (TOML) for a whole table, with the options of `python -m caml_core run`.
 
-A file of runs (TOML) holds options of `python -m caml_core run`, spelt as on the command line. Those at the top are
-for all runs, each `[[runs]]` adds its own, and a list stands for one run an entry (several lists: all combinations):
+Those at the top are for all runs, each `[[runs]]` adds its own, and a list stands for one run an entry (several lists:
+all combinations):
 
     dataset = "birdscapes"
     seed = [0, 1, 2]
@@ -71,8 +71,7 @@ def expand(file: Path) -> list[Run]:
     """The runs that a file lists, each after the run whose labels it buys.
 
     Raises:
-        CamlError: the file is no TOML, an unknown key, a setting that the method refuses, a run listed twice, or labels
-            bought from a run that does not buy its own.
+        CamlError: the file is no TOML, a wrong setting, a run listed twice, or labels that cannot be bought.
     """
     try:
         table = tomllib.loads(Path(file).read_text(encoding="utf-8-sig"))
@@ -90,7 +89,7 @@ def expand(file: Path) -> list[Run]:
                 raise _wrong(file, f"lists {run.label!r} twice", "another name for each run, see `name`")
             runs[run.label] = run
     known: dict[str, Run] = {}
-    contents: dict[str, str] = {}
+    contents: dict[str, str] = {}  # of data of your own, which are read once
     for run in sorted(runs.values(), key=lambda run: run.buys is not None):
         seller = known.get(run.buys or "")
         if run.buys and (seller is None or seller.buys or not isinstance(seller.method, Rounds)):

@@ -22,7 +22,6 @@ from caml_core.errors import CamlError
 
 Record = dict[str, Any]
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy", "pyarrow", "caml_core")
-METRICS = {"worst_group": "WGA", "average": "average", "minority": "minority"}  # those that tables show
 REQUIRED = {"method", "dataset", "seed", "metrics", "config", "provenance"}
 
 
@@ -44,14 +43,14 @@ def provenance(device: torch.device, seconds: float, command: str = "python -m c
 @functools.cache
 def git_commit() -> str:
     """Commit of the checkout that holds this package, with `+changes` when files differ; "unknown" outside git."""
-    here = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True).stdout
+        command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".").strip()
-        return git("rev-parse", "--short=12", "HEAD").strip() + ("+changes" if changed else "")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -62,16 +61,12 @@ def write_records(path: Path, records: Sequence[Record]) -> None:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Read a JSON list of records.
-
-    Raises:
-        CamlError: the file is missing, is not JSON, or a record lacks one of `REQUIRED`.
-    """
+    """Read a JSON list of records; `CamlError` where the file is missing or broken, or a record not whole."""
+    why: Any = f"a record without one of {', '.join(sorted(REQUIRED))}"
     try:
         records: list[Record] = json.loads(Path(path).read_text(encoding="utf-8"))
         if all(record.keys() >= REQUIRED for record in records):
             return records
-        why: Any = f"a record without one of {', '.join(sorted(REQUIRED))}"
     except (OSError, ValueError, AttributeError, TypeError) as error:
         why = error
     expected = "the JSON list that `python -m caml_core run ... --out FILE.json` writes"
@@ -100,16 +95,6 @@ def compact(record: Record) -> Record:
     return {**record, "metrics": {k: v for k, v in record["metrics"].items() if k not in ("groups", "empty_groups")}}
 
 
-def scores(record: Record) -> str:
-    """`WGA 71.2 (gull, forest), average 80.4, minority none`, percent."""
-    parts = []
-    for key, short in METRICS.items():
-        found = record["metrics"][key]
-        value = "none" if found["value"] is None else f"{found['value']:.1f}"
-        parts.append(f"{short} {value}" + (f" ({found['name']})" if "name" in found else ""))
-    return ", ".join(parts)
-
-
 def mean_and_spread(records: Sequence[Record], metric: str) -> tuple[float, float]:
     """Mean and sample standard deviation over records of `metrics[metric]["value"]`, in percent."""
     values = [record["metrics"][metric]["value"] for record in records]
@@ -117,11 +102,8 @@ def mean_and_spread(records: Sequence[Record], metric: str) -> tuple[float, floa
 
 
 def paired_difference(records: Sequence[Record], baseline: Sequence[Record], metric: str) -> dict[str, float]:
-    """Mean of the differences over the seeds that both have, in points, with the 95% interval of Student's t.
-
-    Returns:
-        `mean`, `low`, `high`, `n` (common seeds); the interval is nan with fewer than two, the mean without any.
-    """
+    """Mean of the differences over the `n` seeds that both have, in points: `mean`, and `low` and `high`, the ends of
+    its 95% interval by Student's t (nan for one seed)."""
     ours, other = ({r["seed"]: r["metrics"][metric]["value"] for r in side} for side in (records, baseline))
     difference = np.array([ours[seed] - other[seed] for seed in ours if seed in other])
     n, mean = len(difference), float(difference.mean())

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, WrapValidator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from caml_core.checked import settings
 from caml_core.comparators import ON_FEATURES
@@ -23,13 +23,13 @@ from caml_core.dac import dac
 from caml_core.data import load, loader
 from caml_core.environments import ValGroups
 from caml_core.errors import CamlError
-from caml_core.groups import GroupDataset
+from caml_core.groups import Splits
 from caml_core.hsfm_settings import PUBLISHED, Settings
 from caml_core.round import METHODS, Plan
 from caml_core.round import Method as InRounds
 from caml_core.training import Erm
 
-Profile = Literal["quick", "full"]  # regime of the chapters, or the published one
+Profile = Literal["quick", "full"]  # `QUICK`, the regime of the chapters, or the published one
 Protocol = Literal["ours", "authors"]  # what a method's authors do otherwise: see `AUTHORS`
 Augment = Literal["none", "shift", "crop"]  # of training images; shift: by up to 3 pixels; `caml_core.loader`
 QUICK = {"start": 600, "query": 50, "epochs": 60, "lr": 1e-3, "weight_decay": 1e-4, "alpha": 0.1}  # of rounds
@@ -97,40 +97,38 @@ class Hsfm(Settings, Frozen):
     double: bool = False  # features and all that follows in float64
 
 
-def made_from(function: Callable[..., Any], base: type, kinds: Callable[[Any], Any]) -> Any:
-    """The settings that a function takes, as a class: its keywords but for `seed` and `device`, their types changed."""
-    known = inspect.signature(function).parameters.values()
-    own = [p for p in known if p.kind is p.KEYWORD_ONLY and p.name not in ("seed", "device")]
-    body: dict[str, Any] = {p.name: p.default for p in own if p.default is not p.empty}
-    body["__annotations__"] = {p.name: kinds(eval(p.annotation, function.__globals__)) for p in own}
-    return settings(type(function.__name__, (base,), body))
-
-
-def _positive(kind: Any) -> Any:
-    """The range of a number in the settings of a head."""
+def made_from(function: Callable[..., Any], base: type) -> Any:
+    """The keywords of a function, but for `seed` and `device`, as settings; numbers of a method have their ranges."""
     several = Annotated[Sequence[NonNegativeFloat], Field(min_length=1)]
-    return {int: PositiveInt, float: NonNegativeFloat, Sequence[float]: several}.get(kind, kind)
+    ranges = {int: PositiveInt, float: NonNegativeFloat, Sequence[float]: several} if base is Frozen else {}
+    body: dict[str, Any] = {"__annotations__": {}}
+    for name, given in inspect.signature(function).parameters.items():
+        if given.kind is given.KEYWORD_ONLY and name not in ("seed", "device"):
+            kind = eval(given.annotation, function.__globals__)
+            body["__annotations__"][name] = ranges.get(kind, kind)
+            body |= {} if given.default is given.empty else {name: given.default}
+    return settings(type(function.__name__, (base,), body))
 
 
 KINDS: dict[str, type[Method]] = {
     "erm": ErmRun,
     **dict.fromkeys(METHODS, Rounds),
-    **{name: made_from(function, Frozen, _positive) for name, function in {**ON_FEATURES, "dac": dac}.items()},
+    **{name: made_from(function, Frozen) for name, function in {**ON_FEATURES, "dac": dac}.items()},
     "hsfm": Hsfm,
 }
 
 
 def usual(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Defaults that depend on the profile or a published name."""
+    """Defaults that depend on the profile, the protocol or a published name."""
+    authors, quick = given.get("protocol") == "authors", given.get("profile", "quick") == "quick"
     if given["method"] == "hsfm":
-        theirs = AUTHORS["hsfm"] if given.get("protocol") == "authors" else {}
-        return dataclasses.asdict(PUBLISHED.get(given.get("published", "dominoes"), Settings())) | theirs
-    if given.get("protocol") == "authors" and given["method"] in METHODS:
-        return AUTHORS["rounds"]
-    quick = given.get("profile", "quick") == "quick"
+        published = PUBLISHED.get(given.get("published", "dominoes"), Settings())
+        return dataclasses.asdict(published) | (AUTHORS["hsfm"] if authors else {})
     if given["method"] == "erm":
         return {"epochs": 8 if quick else 50}
-    return QUICK if quick and given["method"] in METHODS else {}
+    if given["method"] in METHODS:
+        return AUTHORS["rounds"] if authors else QUICK if quick else {}
+    return {}
 
 
 def method_of(given: Mapping[str, Any]) -> Method:
@@ -143,54 +141,28 @@ def method_of(given: Mapping[str, Any]) -> Method:
 
 @settings
 class Data:
-    """A dataset and how it is loaded."""
+    """A dataset and how it is loaded; `CamlError` on an option that its loader does not have, or of another kind."""
 
     dataset: str
     rho: float | None = None  # share of majority examples in training, 0.5 to 1
     option: dict[str, Any] = dataclasses.field(default_factory=dict)  # further arguments of the dataset's `load`
 
+    @property
+    def given(self) -> dict[str, Any]:
+        return self.option if self.rho is None else {"rho": self.rho, **self.option}
+
     def __post_init__(self) -> None:
-        """Raises `CamlError`: an option that the loader does not have, or of another kind, or one that is missing."""
-        given = self.option if self.rho is None else {"rho": self.rho, **self.option}
-        takes = made_from(loader(self.dataset, given), object, lambda kind: Annotated[kind, WrapValidator(_read)])
-        read = takes(**given)
-        self.option.update({name: getattr(read, name) for name in self.option})
+        made_from(loader(self.dataset, self.given), object)(**self.given)
 
-    def load(self, seed: int) -> tuple[GroupDataset, GroupDataset, GroupDataset]:
+    def load(self, seed: int) -> Splits:
         """Training, validation and test split."""
-        return load(self.dataset, seed=seed, **({} if self.rho is None else {"rho": self.rho}), **self.option)
-
-
-def _read(given: Any, check: Callable[[Any], Any]) -> Any:
-    """An option that was given as text is what the loader takes first: the text, a word, or words between commas."""
-    if isinstance(given, str):
-        for reading in (given, word(given), [word(part) for part in given.split(",") if part]):
-            try:
-                return check(reading)
-            except ValueError:
-                continue
-    return check(given)
-
-
-def word(text: str) -> Any:
-    """A number, true, false or null where the text is one."""
-    for read in (json.loads, float):
-        try:
-            return read(text)
-        except ValueError:
-            continue
-    return text
+        return load(self.dataset, seed=seed, **self.given)
 
 
 def build(given: Mapping[str, Any]) -> tuple[Method, Data]:
-    """Settings and dataset from one flat mapping, which a list, the command line or a record gives.
-
-    Raises:
-        CamlError: a method that does not exist, settings that it does not take or that are out of range.
-    """
+    """Settings and dataset from one flat mapping; `CamlError` on a wrong, unknown or missing one."""
     data = {key: given[key] for key in ("dataset", "rho", "option") if key in given}
-    method = method_of({key: value for key, value in given.items() if key not in data})
-    return method, Data(**data)
+    return method_of({key: value for key, value in given.items() if key not in data}), Data(**data)
 
 
 def config(method: Method, data: Data) -> dict[str, Any]:
@@ -204,8 +176,7 @@ def words(method: Method, data: Data) -> list[str]:
     found = ["run", method.method, "--dataset", data.dataset]
     found += [] if data.rho is None else ["--rho", str(data.rho)]
     for name, value in data.option.items():
-        text = ",".join(map(str, value)) + "," if isinstance(value, list | tuple) else json.dumps(value)
-        found += ["--option", f"{name}={value if isinstance(value, str | Path) else text}"]
+        found += ["--option", f"{name}={value if isinstance(value, str | Path) else json.dumps(value)}"]
     base = usual(dataclasses.asdict(method))
     for field in dataclasses.fields(method):
         value = getattr(method, field.name)
@@ -218,3 +189,11 @@ def words(method: Method, data: Data) -> list[str]:
 def flag(setting: str) -> str:
     """How the command line calls a setting."""
     return "--" + SPELT.get(setting, setting).replace("_", "-")
+
+
+def word(text: str) -> Any:
+    """What a word of the command line says: JSON (a number, true, false, null, a list), or itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -10,22 +10,28 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from caml_core.runs.records import METRICS, Record, mean_and_spread, result, stored
+from caml_core.runs.records import Record, mean_and_spread, result, stored
 from caml_core.runs.records import paired_difference as paired
 
 NOT_RUN = "not run"
+METRICS = {"worst_group": "WGA", "average": "average", "minority": "minority"}  # those that tables show
 _FILE = result("published.toml")
 _PUBLISHED: dict[str, dict[str, Any]] = tomllib.loads(_FILE.read_text("utf-8")) if _FILE else {"caml": {}, "hsfm": {}}
 CAML = _PUBLISHED["caml"]  # by dataset: best `gain` over append, in points of `metric`
 HSFM = _PUBLISHED["hsfm"]  # by dataset and method: WGA and average, each a list of the number and, where printed, its ±
 
 
-def by_run(name: str) -> dict[str, list[Record]]:
-    """Records of `results/NAME.json` by the name of their run, empty where nothing was run."""
-    groups: dict[str, list[Record]] = {}
-    for record in stored(name) if result(f"{name}.json") else []:
+def grouped(records: Sequence[Record], names: Sequence[str] = ()) -> dict[str, list[Record]]:
+    """Records by the name of their run, those of `names` first."""
+    groups: dict[str, list[Record]] = {name: [] for name in names}
+    for record in records:
         groups.setdefault(record.get("run") or record["method"], []).append(record)
     return groups
+
+
+def by_run(name: str) -> dict[str, list[Record]]:
+    """Records of `results/NAME.json` by the name of their run, empty where nothing was run."""
+    return grouped(stored(name)) if result(f"{name}.json") else {}
 
 
 def mean_text(records: Sequence[Record], metric: str) -> str:
@@ -47,14 +53,10 @@ def gain_text(records: Sequence[Record], baseline: Sequence[Record], metric: str
     return f"{d['mean']:+.1f}{interval}, n = {d['n']}"
 
 
-def origin(records: Sequence[Record]) -> list[str]:
-    """Cells on where numbers come from: n, device, date, commit; several values are joined."""
-    if not records:
-        return [""] * 4
-    found = [record["provenance"] for record in records]
-    days = sorted({one["date"][:10] for one in found})
-    unique = [sorted({one[key] for one in found}) for key in ("device", "commit")]
-    return [str(len(records)), ", ".join(unique[0]), " to ".join(days[:: max(1, len(days) - 1)]), ", ".join(unique[1])]
+def scores(record: Record) -> str:
+    """`WGA 71.2, average 80.4, minority none (worst: gull, forest)`, percent."""
+    values = ", ".join(f"{short} {mean_text([record], metric)}" for metric, short in METRICS.items())
+    return f"{values} (worst: {record['metrics']['worst_group'].get('name', 'none')})"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -65,10 +67,13 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def summary(records: Sequence[Record], names: Sequence[str] = ()) -> str:
     """A row for each run, mean ± spread over its seeds; `names` without a record say "not run"."""
-    groups: dict[str, list[Record]] = {name: [] for name in names}
-    for record in records:
-        groups.setdefault(record.get("run") or record["method"], []).append(record)
-    rows = [[name, *(mean_text(found, metric) for metric in METRICS), *origin(found)] for name, found in groups.items()]
+    rows = []
+    for name, found in grouped(records, names).items():
+        where = [record["provenance"] for record in found]
+        days, devices, commits = (sorted({one[key] for one in where}) for key in ("date", "device", "commit"))
+        dates = " to ".join(sorted({day[:10] for day in (*days[:1], *days[-1:])}))
+        means = (mean_text(found, metric) for metric in METRICS)
+        rows.append([name, *means, str(len(found) or ""), ", ".join(devices), dates, ", ".join(commits)])
     table = markdown(("run", *METRICS.values(), "n", "device", "date", "commit"), rows)
     return f"{table}\n\n{len(records)} runs, {sum(hours(records).values()):.2f} hours of computing in all"
 
@@ -89,20 +94,7 @@ def runs_an_hour(records: Sequence[Record]) -> float:
     return 3600 * len(records) / (max(end for end, _ in times) - start).total_seconds()
 
 
-def table(name: str) -> str:
-    """The records of `results/NAME.json`, with what its list `results/tables/NAME.toml` still wants, as Markdown."""
-    from caml_core.runs.lists import expand
-
-    records = [record for group in by_run(name).values() for record in group]
-    listed = result(f"tables/{name}.toml")
-    if listed is None:
-        return summary(records or stored(name))
-    runs = expand(listed)
-    rest = f"; {len(runs) - len(records)} of {len(runs)} not run" if len(runs) > len(records) else ""
-    return summary(records, names=list(dict.fromkeys(run.name for run in runs))) + rest
-
-
 def names() -> list[str]:
-    """Every list of runs."""
+    """Every list of runs, `results/tables/NAME.toml`."""
     lists = result("tables")
     return sorted(file.stem for file in (lists.glob("*.toml") if lists else []))

@@ -179,12 +179,23 @@ def agreement(read: Tensor, said: Tensor) -> float:
     return round(100 * float((read == said).double().mean()), 2)
 
 
+def normaliser_of(embeddings: Tensor, shrink: float = 1.0) -> tiny_unclip.Normaliser:
+    """From embeddings (N, width); `shrink` is in units of the mean variance and bounds what noise can do."""
+    mean = embeddings.double().mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov((embeddings.double() - mean).T))
+    scale = (values + shrink * values.mean()).rsqrt()
+    normaliser = tiny_unclip.Normaliser()
+    normaliser.mean.copy_(mean)  # type: ignore[operator]
+    normaliser.matrix.copy_(vectors @ torch.diag(scale) @ vectors.T)  # type: ignore[operator]
+    return normaliser
+
+
 def train_unclip(folder: Path, device: torch.device) -> None:
     """Train the decoder on embeddings of the tiny CLIP."""
     images, val, test = birdscapes.load(rho=0.5, seed=DATA_SEED, **SIZES)
     clip = load_clip(device=device)
     plain, mirrored = (embed_images(clip, x) for x in (images.x, images.x.flip(3)))
-    normaliser = tiny_unclip.Normaliser().fit(plain)
+    normaliser = normaliser_of(plain)
     plain, mirrored = normaliser(plain), normaliser(mirrored)
     with seeded(SEED):
         network = tiny_unclip.build_unet().to(device)
