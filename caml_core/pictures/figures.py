@@ -103,14 +103,14 @@ def picture(pixels: np.ndarray, *, title: str, rows: Sequence[str] = ()) -> go.F
     return figure.update_layout(margin={"l": 10, "r": 10, "t": 60, "b": 0}, height=height)
 
 
-def still(name: str, *, title: str, labels: Sequence[str] | None = None) -> go.Figure:
+def still(name: str, *, title: str, labels: Sequence[str] = ()) -> go.Figure:
     """The stored picture `stills/NAME.webp`, for readers without its data; labels as in `image_grid`.
 
     Raises:
         FileNotFoundError: no picture of this name comes with the package.
     """
     with Image.open(Path(__file__).with_name("stills") / f"{name}.webp") as stored:
-        return _label_rows(picture(np.asarray(stored.convert("RGBA")), title=title), labels)
+        return picture(np.asarray(stored.convert("RGBA")), title=title, rows=labels)
 
 
 def picture_slider(
