@@ -27,6 +27,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -382,7 +383,8 @@ def encoder(small: bool) -> list[Line]:
 
         body: Any = copy.deepcopy(network)
         body.head = nn.Identity()
-        model = ov.convert_model(body, example_input=x[:2], input=[-1, 3, 64, 32])
+        with warnings.catch_warnings(action="ignore"):  # PyTorch's, that its tracing is deprecated
+            model = ov.convert_model(body, example_input=x[:2], input=[-1, 3, 64, 32])
         run = ov.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         return torch.cat([torch.from_numpy(run(part.numpy())[0].copy()) for part in x.split(32)])
 
