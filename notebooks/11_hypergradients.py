@@ -521,7 +521,7 @@ assert turned > 0.95
 # This is the exact derivative of *another* problem, the one with the minimum. Against our $T$ steps its length is off, as
 # the factors predict, and its direction good: it does not forget the flat directions. Nobody writes $N$ out: a product
 # $N X$ is two small matrix products, and **conjugate gradients** (CG) solve the system with nothing else. The
-# [appendix](#appendix) has two other inverses.
+# appendix has two other inverses.
 #
 # ## What each way costs
 #

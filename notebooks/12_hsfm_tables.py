@@ -123,7 +123,7 @@ Markdown(markdown(["method", "group labels", "paper", *COLUMNS], rows))
 # *Group labels* says who has to know them: to *choose* an epoch or a setting on validation images; to *train* on them,
 # too; or to train on those of *validation* images. *Scaled* adapts HSFM's published step sizes to the width of the
 # features by a rule that has seen no test image. A ± is the standard deviation over seeds; averages over the test set
-# are in the [appendix](#appendix).
+# are in the appendix.
 #
 # - **The paper's order repeats** with a network that was trained on the dataset: ERM, DaC, DFR, HSFM.
 # - **JTT and AFR hardly move that network**, presumably because it makes few mistakes on images that it knows. On
@@ -412,7 +412,7 @@ for row, gap in few["average"].items():
 #   worse of them. On the birds DFR stays within five points when it does so; on the small ResNet HSFM ends below the head
 #   that it started from.
 #
-# The [appendix](#six-more-methods) has the numbers of these and three more.
+# The appendix has the numbers of these and three more.
 
 # %% tags=["hide-input"]
 extra = by_run("comparators")
