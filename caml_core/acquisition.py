@@ -171,6 +171,7 @@ CHECKPOINTS = 5  # moments of a training that `dial` looks at, spread evenly ove
 ACQUISITIONS: dict[str, Callable[[Pool, int, torch.Generator], Tensor]] = {
     f.__name__: f for f in (random, least_confidence, margin, entropy, bald, core_set, badge, typiclust)
 }
+FROM_LOGITS = (random, least_confidence, margin, entropy)
 BY_TRAINING = {"dial": dial}  # not from the trained network alone
 
 
@@ -185,7 +186,8 @@ def acquire(name: str, pool: Pool, k: int, generator: torch.Generator) -> Tensor
         what = f"acquisition {name!r}, a batch of {k} from a pool of {len(pool.logits)}"
         expected = "one of " + ", ".join(known) + " (dial with a trail); at least 1 and at most the pool"
         raise CamlError(what, expected, "check the spelling; ask for fewer labels or fewer rounds (--query, --rounds)")
-    if not all(map(all_finite, (pool.logits, pool.features, pool.labelled))):
+    reads = (pool.logits,) if known[name] in FROM_LOGITS else (pool.logits, pool.features, pool.labelled)
+    if not all(map(all_finite, reads)):
         what = "the network's scores of the pool contain NaN or infinity"
         raise CamlError(what, "finite logits and features", "training has diverged: lower the learning rate")
     return known[name](pool, k, generator)

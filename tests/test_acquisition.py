@@ -219,8 +219,8 @@ def test_any_pool_gives_k_different_rows_twice_the_same(name: str, n: int, k: in
         ({"k": 41}, "a batch of 41 from a pool of 40"),
         ({"k": 0}, "a batch of 0 from a pool of 40"),
         ({"bad": "logits"}, "NaN or infinity"),
-        ({"bad": "features"}, "NaN or infinity"),
-        ({"bad": "labelled"}, "NaN or infinity"),
+        ({"bad": "features", "name": "badge"}, "NaN or infinity"),
+        ({"bad": "labelled", "name": "core_set"}, "NaN or infinity"),
     ],
 )
 def test_bad_input(change: dict[str, Any], message: str) -> None:
