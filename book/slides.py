@@ -35,7 +35,9 @@ _PAPER = Template(Path(__file__).with_name("slides.html").read_text("utf-8"))
 _MARKDOWN = MarkdownIt("commonmark").enable("table")
 _MARKDOWN.use(
     dollarmath_plugin,
-    renderer=lambda text, options: html.escape(f"\\[{text}\\]" if options["display_mode"] else f"\\({text}\\)"),
+    renderer=lambda text, how: html.escape(
+        ("\\[%s\\]" if how["display_mode"] else "\\(%s\\)") % text.replace("\n", " ")
+    ),
 )
 
 
