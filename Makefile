@@ -1,4 +1,5 @@
 # make book: set up, execute the notebooks, build the HTML.   make test: set up, prove it.   make quick: check one chapter.
+# make slides: what a teacher shows, from the notebooks as they are committed.
 PYTHON ?= python3
 CHAPTER ?= 00_quickstart
 VENV := .venv
@@ -8,11 +9,14 @@ STAMP := $(VENV)/.installed
 export GOMP_SPINCOUNT ?= 2000
 export KMP_BLOCKTIME ?= 1
 
-.PHONY: book test quick notebooks check clean
+.PHONY: book slides test quick notebooks check clean
 .DELETE_ON_ERROR:
 
 book: $(STAMP)  ## the book, in _build/html
 	$(BIN)/python book/build.py
+
+slides: $(STAMP)  ## for teachers: a deck for each session of the course, in _build/slides
+	$(BIN)/python book/slides.py
 
 test: $(STAMP)  ## units, browser, then every notebook through nbval
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a script, Python looks only beside this file
     sys.path.insert(0, str(ROOT))
 
-from book import assets, execute, exercises, opening, pairs, renderer, stills  # noqa: E402
+from book import assets, execute, exercises, opening, pairs, renderer, slides, stills  # noqa: E402
 from caml_core.errors import CamlError  # noqa: E402
 
 BRANCH = "main"
@@ -189,6 +189,9 @@ def build_html(root: Path, notebooks: Sequence[Path], html: Path) -> None:
             exercises.without_solutions(content)
             file = stage / "_build" / "html" / "_sources" / "notebooks" / f"{notebook.stem}.exercises.ipynb"
             execute.save(content, file)
+        course = (root / "book" / "map.md").read_text("utf-8")
+        decks = stage / "_build" / "html" / "_static" / "slides"
+        slides.write(notebooks, decks, course, "../vendor", "../..", library.offline)
         if html.exists():
             shutil.rmtree(html)
         os.replace(stage / "_build" / "html", html)

@@ -18,7 +18,7 @@
 # (hard-set-guided feature-space meta-learning) has a strong adaptation, but needs a fair labelled set. Can the queries
 # of the one be the hard set of the other?
 #
-# **You will be able to** write the combination in a few lines, compare methods at the same number of bought labels, read
+# **You will be able to** put queries in the place of a hard set, compare methods at the same number of bought labels, read
 # a label-cost curve, and say why a batch that is full of minority examples can still be a bad teacher.
 #
 # > **Before you start.** Chapters [04](04_active_queries.ipynb) (queries), [07](07_caml.ipynb) (CAML) and
@@ -65,8 +65,8 @@ if "google.colab" in sys.modules:
 # | works on | features that are still learned | frozen features |
 # | needs | queries, which cost labels | a fair set, which costs labels, too |
 #
-# On frozen features a step of CAML moves a linear head a little, and the head would have got there anyway. So let us put
-# HSFM's adaptation into CAML's rounds. The features are those of a network trained on ImageNet, so no label of ours is in
+# On frozen features a step of CAML moves a linear head a little, and the head would have got there anyway. So let HSFM's
+# adaptation learn from CAML's queries. The features are those of a network trained on ImageNet, so no label of ours is in
 # them. **Every label that a method uses must be bought.**
 
 # %%
@@ -89,9 +89,9 @@ print(f"{100 * pool.is_minority.double().mean():.0f}% minority")
 # %% [markdown]
 # ## Buy four hundred labels
 #
-# Two hundred at random, $D_0$; then five rounds of forty, $Q_1, \dots, Q_5$, where a plain head is least confident. A
-# linear head is a network without a body, so the loop of chapter 07 runs as it is. We keep two heads: $\theta_0$,
-# trained on $D_0$, and *append*, trained on everything. Two draws of the first labels, so that we see two of everything.
+# Two hundred at random, $D_0$; then five rounds of forty, $Q_1, \dots, Q_5$, where a plain head is least confident. We keep
+# two heads: $\theta_0$, trained on $D_0$, and *append*, trained on everything. Two draws, so that we see two of everything.
+# `plan` keeps the last epoch, so the validation set chooses nothing.
 
 # %%
 from caml_core.active import run_active
@@ -128,9 +128,6 @@ def buy(seed):
 SEEDS = (0, 1)
 bought = {seed: buy(seed) for seed in SEEDS}
 
-# %% [markdown]
-# `plan` keeps the last epoch, so the validation set chooses nothing; it is there to be looked at.
-
 # %%
 from caml_core.metrics import group_metrics
 
@@ -151,130 +148,32 @@ for seed, (sets, heads) in bought.items():
     assert share > 0.15
 
 # %% [markdown]
-# WGA is worst-group accuracy. The questions are good ones: the minority is several times as frequent among them as in
-# the pool. Chapter 10's hard set, the validation examples with the highest loss, was nearly all minority, and gave a
-# fair head.
+# WGA is worst-group accuracy. The minority is several times as frequent among the queries as in the pool.
 #
-# ## The method, line by line
+# ## Queries for a hard set
 #
-# Two ways to use the queries:
+# HSFM edits the features $H$ of a small support set so that a head trained on them does well on a hard set. Chapter
+# [10](10_hsfm.ipynb) took it from a labelled validation set; here it is all that was bought in doubt:
 #
-# - **(a) one hard set**: the support set is a part of $D_0$, the hard set is all of $Q_1 \cup \dots \cup Q_R$;
-# - **(b) a task a round**: the support set of round $t$ is a part of $D_{t-1}$, its hard set is $Q_t$, and what rounds
-#   ask for accumulates, as in CAML.
+# $$\min_H\ L\big(\theta_T(\theta_0, H),\ Q_1 \cup \dots \cup Q_R\big),$$
 #
-# Write $\theta_T(\theta, H)$ for the head after $T$ steps of size $\alpha$ on the support features $H$, and $L(\theta,
-# Q)$ for the loss of a batch in which every class counts the same. One epoch of (b):
+# where $\theta_T(\theta_0, H)$ is the head after $T$ steps from $\theta_0$ on support features $H$, taken from $D_0$, and $L$
+# counts every class the same. This is **form (a)**. Form (b), a task for each round with CAML's bias between them, is in an
+# appendix: it helps with few labels of one dataset, and hurts elsewhere.
 #
-# $$
-# \begin{aligned}
-# &c \leftarrow 0; \quad \text{for } t = 1, \dots, R: \\
-# &\qquad \theta^{(t)} = \theta - \alpha T\, \tfrac{1}{\max(t-1,\,1)}\, c
-# && \text{earlier wishes count as granted} \\
-# &\qquad H_t \leftarrow \mathrm{Adam}_\eta\big(H_t,\ \nabla_{H_t} L(\theta_T(\theta^{(t)}, H_t), Q_t)\big)
-# && K_H \text{ times} \\
-# &\qquad c \leftarrow c + \nabla_\theta L(\theta_T(\theta^{(t)}, H_t), Q_t)
-# && \text{what round } t \text{ still asks for} \\
-# &\theta \leftarrow T \text{ Adam steps on } H_1 \cup \dots \cup H_R .
-# \end{aligned}
-# $$
-#
-# Here it is for one run, with `hypergradient` for the gradient of a trained head in its training data (chapter
-# [11](11_hypergradients.ipynb)), and with two edits an epoch. The settings are those that the paper gives for Dominoes,
-# scaled to our features, with fewer epochs.
+# The settings are those that the paper gives for Dominoes, scaled to our features, with fewer epochs. HSFM keeps the epoch
+# that does best on validation labels. Here none is put aside for that, so the number of epochs is a setting.
 
 # %%
 from dataclasses import replace
 
-from caml_core.active_hsfm import round_tasks
+from caml_core.active_hsfm import active_hsfm, batch, round_tasks
 from caml_core.hsfm_settings import PUBLISHED, scaled
-from caml_core.hypergradients import Problem
-from caml_core.implicit import hypergradient
-from caml_core.linear import Adam
 
-sets, heads = bought[0]
-theta = heads[0].weight.detach().clone(), heads[0].bias.detach().clone()
 settings = scaled(replace(PUBLISHED["dominoes"], epochs=6), pool.x)
-small = replace(settings, edits=2, epochs=1)
-tasks = round_tasks(pool, sets, small.support, seed=0)
+queried = {seed: torch.cat(sets[1:]) for seed, (sets, _) in bought.items()}
 
 
-# %%
-def gradient(x, y, weights, W, b):
-    """Of the weighted mean cross-entropy, in the head."""
-    Y = torch.nn.functional.one_hot(y, 2)
-    residual = ((x @ W.T + b).softmax(dim=1) - Y) * weights[:, None]
-    return residual.T @ x, residual.sum(dim=0)
-
-
-c = torch.zeros_like(theta[0]), torch.zeros_like(theta[1])
-edited, pull = [], small.alpha * small.steps
-for t, task in enumerate(tasks):  # t rounds lie behind
-    H, y, Q, Q_y = (part[0].clone() for part in task)
-    share = 0.5 / torch.bincount(Q_y)[Q_y]
-    W, b = (p - pull * q / max(t, 1) for p, q in zip(theta, c))
-    adam = Adam(H, torch.tensor([small.eta]))
-    for edit in range(small.edits + 1):
-        problem = Problem(H, y, Q, Q_y, W, b, share)
-        answer = hypergradient(problem, alpha=small.alpha, steps=small.steps)
-        if edit < small.edits:
-            norm = answer.gradient.norm()
-            adam.step(H, answer.gradient * small.clip / max(norm, small.clip))
-    g = gradient(Q, Q_y, share, answer.weight, answer.bias)
-    c = tuple(p + q for p, q in zip(c, g))
-    edited.append(H)
-
-# %% [markdown]
-# Then the head takes its $T$ Adam steps on all edited support sets, and the epoch is over. The package does the same for
-# many runs side by side:
-
-# %%
-from caml_core.active_hsfm import active_hsfm
-
-weight, bias = theta[0].clone(), theta[1].clone()
-step = torch.tensor([small.alpha])
-adam_W, adam_b = Adam(weight, step), Adam(bias[None], step)
-x, y = torch.cat(edited), torch.cat([task.support_y[0] for task in tasks])
-even = torch.full((len(x),), 1 / len(x))
-for _ in range(small.steps):
-    g = gradient(x, y, even, weight, bias)
-    adam_W.step(weight, g[0])
-    adam_b.step(bias[None], g[1][None])
-
-packaged = active_hsfm(tasks, *theta, small)
-torch.testing.assert_close(packaged.weight[0], weight, rtol=1e-4, atol=1e-5)
-torch.testing.assert_close(packaged.bias[0], bias, rtol=1e-4, atol=1e-5)
-print("one epoch by hand and by the package: the same")
-
-# %% [markdown]
-# With one round there is no bias yet, and (b) *is* (a). With as many queries of each class, (a) is HSFM with the queries
-# for a validation set. What is missing is a choice of the epoch: no label is put aside for it, so the number of epochs is
-# a setting, and the last one counts.
-#
-# ## Does it work?
-#
-# Both forms on both draws, beside the head that simply *appends* the queries. The last line is a control that nobody can
-# buy: a hard set with **as many examples of each group** as the queries have, but drawn at random within the groups.
-
-# %%
-from caml_core.active_hsfm import batch
-
-
-def same_groups(seed):
-    """Rows outside D_0, as many of each group as were queried."""
-    sets, _ = bought[seed]
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(pool), generator=generator)
-    order = order[~torch.isin(order, sets[0])]
-    wanted = pool.group[torch.cat(sets[1:])].bincount(minlength=4).tolist()
-    parts = [order[pool.group[order] == g][:n] for g, n in enumerate(wanted)]
-    return torch.cat(parts)
-
-
-alike = {seed: same_groups(seed) for seed in SEEDS}
-
-
-# %%
 def form_a(hard):
     """One hard set for each draw, beside a support set from D_0."""
     return [
@@ -292,35 +191,53 @@ def solve(tasks, settings=settings):
     return [accuracy(W, b) for W, b in zip(done.weight, done.bias)], done
 
 
+# %% [markdown]
+# ## Does it work?
+#
+# HSFM beside the head that simply *appends* the queries. The last line is a control that nobody can buy: a hard set with
+# **as many examples of each group** as the queries have, but drawn at random within the groups.
+
+
 # %%
-queried = {seed: torch.cat(sets[1:]) for seed, (sets, _) in bought.items()}
-form_b = [round_tasks(pool, bought[seed][0], 16, seed=seed) for seed in SEEDS]
+def same_groups(seed):
+    """Rows outside D_0, as many of each group as were queried."""
+    sets, _ = bought[seed]
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(pool), generator=generator)
+    order = order[~torch.isin(order, sets[0])]
+    wanted = pool.group[torch.cat(sets[1:])].bincount(minlength=4).tolist()
+    parts = [order[pool.group[order] == g][:n] for g, n in enumerate(wanted)]
+    return torch.cat(parts)
+
+
+alike = {seed: same_groups(seed) for seed in SEEDS}
+
+
+# %%
 found = {
     "append": [accuracy(h[-1].weight, h[-1].bias) for _, h in bought.values()],
-    "(a) one hard set": solve(form_a(queried))[0],
-    "(b) rounds": solve(form_b)[0],
+    "HSFM on queries": solve(form_a(queried))[0],
     "same groups": solve(form_a(alike))[0],
 }
 for name, values in found.items():
     text = ";  ".join("WGA {:4.1f}, average {:4.1f}".format(*v) for v in values)
     print(f"{name:17s} {text}")
 
-# %%
+# %% tags=["hide-cell"]
 for i in range(len(SEEDS)):
-    gain = found["(a) one hard set"][i][0] - found["append"][i][0]
+    gain = found["HSFM on queries"][i][0] - found["append"][i][0]
     assert abs(gain) < 10
-    assert found["same groups"][i][0] > found["(a) one hard set"][i][0] + 10
+    assert found["same groups"][i][0] > found["HSFM on queries"][i][0] + 10
 
 # %% [markdown]
-# Neither form does much better than *append*. But the last line does: **the same number of labels, the same share of
-# minority, the same method**. So neither HSFM nor the composition of the batch is at fault. It must be *which* examples
-# of each group were asked.
+# HSFM does no better than *append*. But the last line does: **the same number of labels, the same share of minority, the
+# same method**. What differs is *which* examples of each group were asked.
 #
 # ## Uncertain is not hard
 #
-# To look behind the scenes we use the fair validation set: fit one head to the bird and one to the background. The first
+# To see the difference we use the fair validation set: fit one head to the bird and one to the background. The first
 # gives every picture its *bird evidence*, how far it speaks for the picture's own label; the second its *background
-# evidence*. Majority pictures have both. For minority pictures the background speaks against the label.
+# evidence*. For minority pictures the background speaks against the label.
 
 # %%
 from caml_core.groups import GroupDataset
@@ -385,18 +302,16 @@ for seed in SEEDS:
 
 # %% [markdown]
 # A head is unsure where the evidence **cancels**. A minority picture gets there when its bird is clear enough to outweigh
-# the wrong background. A majority picture, whose background speaks for the label, gets there only when its bird is
-# unclear, or looks like the other kind. So within the queries the two kinds of evidence pull apart, though in the pool
-# they have nothing to do with each other. Statisticians call this collider bias: select on a sum, and its parts become
-# rivals.
+# the wrong background; a majority picture only when its bird is unclear, or looks like the other kind. So among the
+# queries the two kinds of evidence pull apart, though in the pool they have nothing to do with each other. Statisticians
+# call this collider bias: select on a sum, and its parts become rivals.
 #
-# What can a head learn from such a batch? Along the line where the evidence cancels, more weight on the bird is right for
-# the minority and *wrong for the majority of the very same batch*. The batch does not say which of the two cues to trust.
-# It lets the groups vote, and the majority still has more votes. HSFM's own hard set is chosen otherwise: by the **loss**
-# among examples whose labels are known already. High loss means that the head is sure and wrong, which is what the
-# shortcut does to the minority. Uncertain means that it cannot tell.
+# In such a batch, more weight on the bird is right for the minority and *wrong for the majority beside it*. The groups
+# vote, and the majority has more votes. HSFM's own hard set is chosen by the **loss**, among examples whose labels are
+# known already. High loss means that the head is sure and wrong, which is what the shortcut does to the minority.
+# Uncertain means that it cannot tell.
 #
-# But the labels of the queries are ours now, so that rule is open to us, too: of the queries, keep those with the highest
+# The labels of the queries are ours now, so that rule is open to us, too: of the queries, keep those with the highest
 # loss under $\theta_0$. Every part and every number of epochs that we tried, WGA of both draws:
 
 # %%
@@ -425,7 +340,7 @@ for part in (1, 1 / 2, 1 / 4):
              for e in EPOCHS)  # fmt: skip
     print(f"{part:4.2f} {few:7.0f}%   ", "   ".join(pairs))
 
-# %%
+# %% tags=["hide-cell"]
 for i in range(len(SEEDS)):
     plain = kept[1, settings.epochs][i][0]
     assert kept[1 / 2, 20][i][0] > plain + 15
@@ -433,10 +348,9 @@ for i in range(len(SEEDS)):
     assert kept[1 / 4, 20][i][0] < kept[1 / 4, 6][i][0]
 
 # %% [markdown]
-# What held the head back were the queries that it had *right*. Nobody named a group, no label more was bought, and the
-# hardest half or quarter teaches a far better head. But the quarter, nearly all minority, soon teaches too much: the
-# head turns the shortcut round. HSFM has a validation set to stop it; here no label is left to say when. Two draws of one
-# dataset are a hint. The stored runs that follow put it to the test.
+# Nobody named a group and no label more was bought, yet without the queries of low loss the head is far better. But the
+# hardest quarter, nearly all minority, can teach too much: trained longer, the head turns the shortcut round, and no label
+# is left to say when to stop. Two draws of one dataset are a hint; the stored runs below put it to the test.
 #
 # Chapter 04 let you buy labels in a pool with a fog of unclear points. Here is one without fog, with the labels of highest
 # loss marked, as if somebody had told: what do they have that the uncertain ones have not?
@@ -455,15 +369,14 @@ explore(
 # %% [markdown]
 # ## At equal budgets: five seeds, two datasets
 #
-# Now the stored runs. A budget of $B$ labels is $B/2$ at random and five batches of $B/10$; every method gets exactly
-# these, and none a validation label. Settings, as many tried for every method, were chosen by worst-group accuracy on the
-# validation split of *another draw* of each dataset. Dominoes has $\rho = 0.9$, birdscapes $\rho = 0.95$ and a larger pool
-# than above; the features are those of the same ImageNet network. Two names are new: *fine-tune* goes on training
-# $\theta_0$ on what was bought, and DFR (deep feature reweighting, chapter [02](02_last_layer.ipynb)) fits a new head to
-# balanced subsets of it. BADGE (batch active learning by diverse gradient embeddings) asks for doubtful and varied
-# pictures.
+# A budget of $B$ labels is $B/2$ at random and five batches of $B/10$; every method gets exactly these, and none a
+# validation label. Settings, as many tried for every method, were chosen by worst-group accuracy on the validation split
+# of *another draw* of each dataset. Dominoes has $\rho = 0.9$, birdscapes $\rho = 0.95$ and a larger pool than above. Three
+# names are new. *Fine-tune* goes on training $\theta_0$ on what was bought. DFR (deep feature reweighting, chapter
+# [02](02_last_layer.ipynb)) fits a new head to balanced subsets of it. BADGE (batch active learning by diverse gradient
+# embeddings) asks for doubtful and varied pictures. An appendix has the table of all rows.
 
-# %%
+# %% tags=["hide-input"]
 from caml_core.runs.records import describe, mean_and_spread, stored
 from caml_core.runs.tables import markdown, paired
 from IPython.display import Markdown
@@ -487,7 +400,7 @@ def runs(dataset, method, budget, asked="least_confidence"):
     return found
 
 
-# %%
+# %% tags=["hide-input"]
 ROWS = {  # name: (method, acquisition, what it uses beside the class labels it bought)
     "append": ("append", "least_confidence", ""),
     "upweight": ("upweight", "least_confidence", ""),
@@ -524,40 +437,20 @@ def interval(d):
     return f"{d['mean']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}]"
 
 
-def cells(name, dataset, budget):
-    method, asked, _ = ROWS[name]
-    mine = runs(dataset, method, budget, asked)
-    keys = "worst_group", "average"
-    wga, average = (mean_and_spread(mine, k)[0] for k in keys)
-    text = "" if name == "append" else interval(gain(name, dataset, budget))
-    return [f"{wga:.1f} / {average:.1f}", text]
-
-
 BUDGET = 400
-header = ["method", "also uses"]
-for dataset in ("Dominoes", "birdscapes"):
-    header += [f"{dataset}, WGA / average", "− append"]
-rows = [
-    [name, also, *(c for d in DATASETS for c in cells(name, d, BUDGET))]
-    for name, (_, _, also) in ROWS.items()
-]
-Markdown(f"{BUDGET} labels:\n\n{markdown(header, rows)}")
 
-# %% tags=["nbval-check-output"]
-own = [r for r in records if r["acquisition"] == "least_confidence"]
-for dataset in DATASETS:
-    print(f"{dataset}: {describe([r for r in own if r['dataset'] == dataset])}")
-
-# %%
+# %% tags=["hide-input"]
 from caml_core.pictures.figures import interval_rows
 
-LEFT_OUT = ("append", "HSFM (b), no bias", "HSFM (a), BADGE queries",
-            "HSFM (a), random queries", "HSFM (a), group-balanced")  # fmt: skip
-FEW = [name for name in ROWS if name not in LEFT_OUT]
+own = [r for r in records if r["acquisition"] == "least_confidence"]
+FEW = ("upweight", "CAML", "fine-tune θ₀", "HSFM (a)",
+       "fine-tune θ₀, hardest queries", "HSFM (a), hardest queries",
+       "DFR, group-balanced", "fine-tune θ₀, same groups",
+       "fine-tune θ₀, fair labels", "append, the whole pool")  # fmt: skip
 figure = interval_rows(
     {d: {name: gain(name, d, BUDGET) for name in FEW} for d in DATASETS},
     colours={"dominoes": "#3b4048", "birdscapes": "#8A5FBF"},
-    title=f"{BUDGET} labels: it matters most which of them one learns from",
+    title=f"{BUDGET} labels: the hardest queries teach far more than all of them",
     x_title="WGA − append (points), 95% interval",
 )
 alt = "Differences to append with intervals. What learns from all queries is "
@@ -567,38 +460,31 @@ alt += (
 figure.update_layout(meta={"alt": alt})
 
 # %% [markdown]
-# Read it from the top.
-#
-# - **Dominoes.** Up-weighting, CAML, fine-tuning and HSFM (a) stand within a few points of *append*, here and at the other
-#   budgets; HSFM (b) is behind, clearly from 400 labels on. What these methods make of the queries hardly matters.
-# - **Birdscapes** are less tame. The intervals of HSFM are wide, and CAML is behind from 400 labels on, with a step size
-#   that had done best on the draw for settings. DFR without groups is ahead up to 400: it forgets $\theta_0$ and starts
-#   from nothing, while most others go on from a head that leans on the background.
-# - **The hardest queries**, those with the highest loss under $\theta_0$: the hint holds, and best for plain fine-tuning.
+# - **All queries.** On Dominoes, up-weighting, CAML, fine-tuning and HSFM (a) stand within a few points of *append*, here
+#   and at the other budgets. On birdscapes HSFM is ahead at this budget and CAML behind, with a step size that had done
+#   best on the draw for settings.
+# - **The hardest queries**, those with the highest loss under $\theta_0$: the hint holds, and plain fine-tuning is enough.
 #   Which part to keep (a half, a quarter, an eighth) was tuned like every other setting. It costs no label and no group.
-#   It is the rule of HSFM's hard set, and that of JTT (just train twice: more weight on what a first model got wrong,
-#   chapter [12](12_hsfm_tables.ipynb)), applied to labels just bought. From 200 labels on, the edits add nothing to it.
-# - **Group labels of the queries** help: DFR balanced over groups gains on both, on Dominoes from 200 labels on. The vote
-#   of the last section is then a tie, and what the asking head did not look at gets its say. Only queries need these
-#   labels, not the pool.
-# - **The oracle**, the same groups drawn at random, gains on Dominoes nearly as much as fair labels.
-# - **Fair labels** are the best buy, where there is a fair set that one could label, and fine-tuning is all they need. A
-#   few hundred of them beat the labels of the whole pool.
+#   JTT (just train twice, chapter [12](12_hsfm_tables.ipynb)) gives more weight to what a first model got wrong; this
+#   applies the same idea to labels just bought.
+# - **Group labels of the queries** help, too: DFR balanced over groups gains on both.
+# - **The oracle**, the same groups drawn at random, gains on Dominoes nearly as much as fair labels. On birdscapes it is
+#   *behind* the hardest queries, which anybody can have.
+# - **Fair labels** are the best buy, where there is a fair set that one could label. Four hundred of them beat the labels of
+#   the whole pool.
 #
-# Are the hardest queries worth as much as the groups? And what does CAML's bias add to form (b)? For each budget:
+# Are the hardest queries worth as much as the groups of all queries? For each budget:
 
 # %%
-import itertools
-
 hard, groups = "fine-tune θ₀, hardest queries", "DFR, group-balanced"
 biased, unbiased = "HSFM (b)", "HSFM (b), no bias"
-pairs = ((hard, groups), (biased, unbiased))
-for (name, over), dataset in itertools.product(pairs, DATASETS):
-    text = [interval(gain(name, dataset, b, over)) for b in BUDGETS]
-    print(f"{name} − {over}, {dataset}:\n  ", ",  ".join(text))
+print(f"{hard} − {groups}, by budget {BUDGETS}")
+for dataset in DATASETS:
+    text = [interval(gain(hard, dataset, b, groups)) for b in BUDGETS]
+    print(f"{dataset}:\n  ", ",\n   ".join(text))
 
 
-# %%
+# %% tags=["hide-input"]
 def mean(name, dataset, budget=BUDGET, over="append"):
     return gain(name, dataset, budget, over)["mean"]
 
@@ -629,6 +515,7 @@ for budget in (100, 1600):
     assert gain(hard, "birdscapes", budget, groups)["high"] < 0
 bias = [gain(biased, "birdscapes", b, unbiased) for b in BUDGETS]
 assert all(d["mean"] < 3 and d["low"] < 0 for d in bias)
+assert bias[0]["high"] < 0
 assert bias[1]["high"] < -10
 (chosen,) = (r["config"]["chosen"] for r in own
              if r["dataset"] == "birdscapes" and r["seed"] == 0)  # fmt: skip
@@ -642,19 +529,20 @@ for dataset in DATASETS:
     assert fair > max(mean(name, dataset) for name in buyable)
     assert fair > mean("HSFM (a), fair labels", dataset) - 4
     assert fair > mean("append, the whole pool", dataset)
+assert mean("fine-tune θ₀, same groups", "birdscapes") < mean(
+    hard, "birdscapes"
+)
+assert gain("HSFM (a)", "birdscapes", BUDGET)["low"] > 0
 oracle = mean("fine-tune θ₀, same groups", "dominoes")
 assert oracle > 0.7 * mean("fine-tune θ₀, fair labels", "dominoes")
 
 # %% [markdown]
 # From 200 to 800 labels the two cannot be told apart on either dataset. With 100 they part, in opposite directions; with
-# 1,600 the groups are clearly worth more on birdscapes. The bias does nothing on Dominoes. On birdscapes it never
-# helps, and with 200 labels (b) is far *better without* it; the two were tuned apart, to different $\eta$, which may be why.
+# 1,600 the groups are clearly worth more on birdscapes.
 #
 # ## How many labels does it take?
 #
-# The same comparison as a curve, worst-group accuracy against the number of labels bought: mean and standard deviation
-# over seeds. The table reads from the curves where each mean first reaches 60, 70 and 80%, between two budgets on a
-# straight line (over the logarithm of the labels); 100 stands for 100 or fewer.
+# Worst-group accuracy against the number of labels bought, mean and standard deviation over seeds:
 
 # %% tags=["hide-input"]
 from caml_core.pictures.figures import METHOD_COLOURS, curves_with_band
@@ -662,8 +550,8 @@ from caml_core.pictures.figures import METHOD_COLOURS, curves_with_band
 CURVES = {
     "append": METHOD_COLOURS["append"],
     "CAML": METHOD_COLOURS["caml"],
-    "HSFM (a)": "#E69F00",
-    "fine-tune θ₀, hardest queries": "#CC79A7",
+    "HSFM (a)": METHOD_COLOURS["hsfm"],
+    "fine-tune θ₀, hardest queries": "#D55E00",
     "DFR, group-balanced": "#009E73",
     "fine-tune θ₀, same groups": "#3b4048",
     "fine-tune θ₀, fair labels": "#56B4E9",
@@ -693,7 +581,27 @@ def cost_curves(dataset, title, alt):
     )  # fmt: skip
 
 
-# %%
+# %% tags=["hide-input"]
+cost_curves(
+    "dominoes",
+    "Dominoes: what learns from all queries stays behind",
+    "Append, CAML and HSFM stay together against labels bought; above them the "
+    "hardest queries and the groups of the queries, then fair labels.",
+)
+
+# %% tags=["hide-input"]
+cost_curves(
+    "birdscapes",
+    "Birdscapes: HSFM is ahead for a while, then falls back",
+    "Against labels bought append rises, HSFM rises and falls; the hardest "
+    "queries, their groups and fair labels stay far above.",
+)
+
+# %% [markdown]
+# The table reads from the curves where each mean first reaches 60, 70 and 80%, between two budgets on a straight line over
+# the logarithm of the labels; 100 stands for 100 or fewer.
+
+# %% tags=["hide-input"]
 import numpy as np
 
 GOALS = (60, 70, 80)
@@ -718,27 +626,10 @@ rows = [
 header = ["labels for a WGA of", *(f"{d}, {g}%" for d, g in columns)]
 Markdown(markdown(header, rows))
 
-# %%
-cost_curves(
-    "dominoes",
-    "Dominoes: what learns from all queries stays behind",
-    "Append, CAML and HSFM stay together against labels bought; above them the "
-    "hardest queries and the groups of the queries, then fair labels.",
-)
-
-# %%
-cost_curves(
-    "birdscapes",
-    "Birdscapes: HSFM is ahead for a while, then falls back",
-    "Against labels bought append rises, HSFM rises and falls; the hardest "
-    "queries, their groups and fair labels stay far above.",
-)
-
 # %% [markdown]
-# *Append*, CAML and HSFM reach 60% on Dominoes and 70% nowhere: from 800 to 1,600 labels *append* gains hardly anything.
-# The hardest queries, or their groups, reach 70% on Dominoes and 60% on birdscapes. Labels from a fair set get there with
-# the fewest; no method reaches 80% on birdscapes. On birdscapes HSFM is ahead with a few hundred labels; with 1,600 it is
-# not, and its average has fallen, too:
+# *Append*, CAML and HSFM reach 60% on Dominoes and 70% nowhere. The hardest queries, or the groups, reach 70% on Dominoes
+# and 60% on birdscapes. Fair labels get there with the fewest. On birdscapes more queries are not always better: HSFM is
+# ahead of *append* with a few hundred labels and no more with 1,600, and the hardest queries fall back there, too.
 
 # %%
 each = [runs("birdscapes", "hsfm", budget) for budget in BUDGETS]
@@ -746,21 +637,15 @@ average = [round(mean_and_spread(one, "average")[0]) for one in each]
 print("HSFM (a), average by budget (%):", average)
 share = [r["batch_minority"] for r in own if r["dataset"] == "birdscapes"]
 share = [round(sum(s) / len(s)) for s in zip(*share)]
-print("minority among the queries (%):", share)
-tuning = [r for r in everything if r["method"] == "tuning"]
-(tuning,) = (r for r in tuning if (r["dataset"], r["acquisition"])
-             == ("birdscapes", "least_confidence"))  # fmt: skip
-tried = sorted(tuning["metrics"]["hsfm"], key=lambda one: -one["worst_group"])
-print("HSFM (a), the draw for settings:", *tried[:2], sep="\n  ")
-
+print("minority among the queries (%):   ", share)
 # %% tags=["hide-input"]
-assert tried[0]["worst_group"] < tried[1]["worst_group"] + 1
 assert average[-1] < max(average) - 1
 assert share[-1] < max(share) / 2
 assert gain("HSFM (a)", "birdscapes", 200)["low"] > 0
 assert mean("HSFM (a)", "birdscapes", 1600) < 0
-append = np.mean(curve("append", "dominoes"), axis=0)
-assert append[-1] < append[-2] + 4
+assert gain("HSFM (a)", "birdscapes", 400)["low"] > 0
+hardest_curve = np.mean(curve(hard, "birdscapes"), axis=0)
+assert hardest_curve[-1] < hardest_curve[-2] - 5
 for name in ("append", "CAML", "HSFM (a)"):
     assert cost[name, "dominoes", 70] == cost[name, "birdscapes", 60] == np.inf
 for name in CURVES:
@@ -774,61 +659,21 @@ for name in (hard, groups):
     assert cost[name, "birdscapes", 60] < 1600
 
 # %% [markdown]
-# Two things happen. A pool with five percent minority runs out of it, so with many queries their share falls towards
-# that of the pool. And **nothing brakes**: HSFM as published keeps the epoch with the best validation accuracy. Here no
-# label is left for that, and a number of epochs that suits one budget overshoots at another. Where HSFM's peak lies should
-# not be trusted: on the draw for settings two very different ones came out level, and only one of them is this curve.
-#
-# ## What became of CAML's part?
-#
-# Form (b) was to be the better one: CAML's rounds, with an adaptation that can do something. One measurement says why it
-# is not. Take the loss of each round's batch under three heads: $\theta_0$; the round's own head, trained on the support
-# set that was edited for it; and the common head, trained on all edited support sets together.
-
-
-# %%
-def batch_losses(tasks, W, b):
-    logits = [task.hard[0] @ W.T + b for task in tasks]
-    return [
-        F.cross_entropy(x, t.hard_y[0]).item() for x, t in zip(logits, tasks)
-    ]
-
-
-rounds = form_b[0]
-done = active_hsfm(rounds, *theta, settings)
-alone = active_hsfm(form_a(queried)[0], *theta, settings)
-by_head = {
-    "theta_0": batch_losses(rounds, *theta),
-    "(b), own head": done.loss[-1, :, 0].tolist(),
-    "(b), common head": batch_losses(rounds, done.weight[0], done.bias[0]),
-    "(a)": batch_losses(rounds, alone.weight[0], alone.bias[0]),
-}
-for name, losses in by_head.items():
-    print(f"{name:17s}", "  ".join(f"{loss:.2f}" for loss in losses))
-total = {name: sum(losses) for name, losses in by_head.items()}
-assert total["(b), own head"] < 0.4 * total["theta_0"]
-assert total["(b), common head"] > 1.5 * total["(b), own head"]
-assert total["(b), common head"] > total["(a)"]
-
-# %% [markdown]
-# Every round's own head fits its batch: the edits are strong. So what a round *still asks for after adapting* is next to
-# nothing, and $c \approx 0$. CAML lives on an adaptation that is weak. And the common head does worse than that of form
-# (a): each support set was edited to teach one batch by itself, and nobody edited their union.
+# Two things happen. A pool with five percent minority runs out of it, so with many queries their share falls. And **nothing
+# brakes**: a number of epochs that suits one budget may overshoot at another, and no label is left to tell.
 #
 # ## What we saw
 #
-# - Queries can stand in for HSFM's hard set: a few lines, no group labels, no validation labels. With *all* queries the
-#   result is negative. On Dominoes HSFM is as good as appending them, and no better; on birdscapes it is ahead with a
-#   few hundred labels and no more with 1,600, and nothing tells it when to stop.
-# - The main reason is neither HSFM nor the share of minority. A head asks where its evidence cancels; there the majority
-#   has unclear birds, and the batch cannot say which cue to trust. *Uncertain is not hard.*
+# - Queries can stand in for HSFM's hard set, with no group label and no validation label. With *all* queries it hardly pays:
+#   on Dominoes HSFM is level with appending them; on birdscapes it is ahead with a few hundred labels and no more with
+#   1,600, and nothing tells it when to stop.
+# - Neither HSFM nor the share of minority explains that: as many of each group, drawn at random, taught far more. A head
+#   asks where its evidence cancels, and there the majority has unclear birds. *Uncertain is not hard.*
 # - HSFM's own rule can be had for nothing: of the queries, learn only from those that $\theta_0$ got most wrong. Plain
-#   fine-tuning is all it needs. From 200 to 800 labels it could not be told from knowing the groups of the queries, on
-#   either dataset; with 100 it is worth more on Dominoes and less on birdscapes, with 1,600 less on birdscapes.
-# - CAML's bias adds nothing to edited support sets, since little is left to ask for after them: on Dominoes no difference
-#   at any budget, on birdscapes no gain at any and a clear loss with 200 labels.
-# - What helps, too, is another kind of label: the groups of the *queries* (on Dominoes from 200 labels on), or labels of
-#   a fair set, if there is one. The last reach 60 and 70% with the fewest labels on both datasets.
+#   fine-tuning is enough. From 200 to 800 labels it could not be told from knowing the groups of the queries.
+# - Labels of a fair set, where there is one, reach 60 and 70% with the fewest.
+# - A task for each round was far ahead of one hard set with 100 labels on birdscapes, far behind with 800 and more, and
+#   behind on Dominoes. CAML's bias helped nowhere (appendix).
 # - All this is linear heads on one network's features, two datasets, and half of each budget drawn at random.
 #
 # Turn these knobs and watch: the acquisition in `plan` (`"core_set"`, `"badge"`), `start` and `query`, and of `settings`
@@ -840,7 +685,7 @@ assert total["(b), common head"] > total["(a)"]
 #
 # <details><summary>Half is not enough</summary>
 #
-# No. A random fair set with half minority helps a lot.
+# No. Look at the control: with the same shares, drawn at random, the head learned far more.
 #
 # </details>
 #
@@ -866,7 +711,7 @@ assert total["(b), common head"] > total["(a)"]
 #
 # <details><summary>Buy by uncertainty, then fine-tune on those with the highest loss</summary>
 #
-# Yes. It costs nothing more, and was worth as much as knowing their groups.
+# Yes. It costs nothing more, and here it could not be told from knowing their groups.
 #
 # </details>
 #
@@ -918,6 +763,158 @@ assert solve(form_a(surest))[0][0][0] > found["same groups"][0][0]
 #
 # </details>
 #
+# ## Appendix: a task for each round
+#
+# Form (b) keeps CAML's rounds: the support set of round $t$ is a part of $D_{t-1}$, its hard set is $Q_t$, and what rounds
+# ask for accumulates in $c$. One epoch:
+#
+# $$
+# \begin{aligned}
+# &c \leftarrow 0; \quad \text{for } t = 1, \dots, R: \\
+# &\quad \theta^{(t)} = \theta - \alpha T\, \tfrac{1}{\max(t-1,\,1)}\, c
+# && \text{earlier wishes are granted} \\
+# &\quad H_t \leftarrow \mathrm{Adam}_\eta\big(H_t,\ \nabla_{H_t} L(\theta_T(\theta^{(t)}, H_t), Q_t)\big)
+# && K_H \text{ times} \\
+# &\quad c \leftarrow c + \nabla_\theta L(\theta_T(\theta^{(t)}, H_t), Q_t)
+# && \text{what round } t \text{ still asks} \\
+# &\theta \leftarrow T \text{ Adam steps on } H_1 \cup \dots \cup H_R .
+# \end{aligned}
+# $$
+#
+# With one round there is no bias, and (b) *is* (a). Here is one epoch by hand, with two edits, and `hypergradient` for the
+# gradient of a trained head in its training data (chapter [11](11_hypergradients.ipynb)); the package must agree.
+
+# %% tags=["hide-input"]
+from caml_core.hypergradients import Problem
+from caml_core.implicit import hypergradient
+from caml_core.linear import Adam
+
+sets, heads = bought[0]
+theta = heads[0].weight.detach().clone(), heads[0].bias.detach().clone()
+small = replace(settings, edits=2, epochs=1)
+tasks = round_tasks(pool, sets, small.support, seed=0)
+
+
+# %% tags=["hide-input"]
+def gradient(x, y, weights, W, b):
+    """Of the weighted mean cross-entropy, in the head."""
+    Y = torch.nn.functional.one_hot(y, 2)
+    residual = ((x @ W.T + b).softmax(dim=1) - Y) * weights[:, None]
+    return residual.T @ x, residual.sum(dim=0)
+
+
+c = torch.zeros_like(theta[0]), torch.zeros_like(theta[1])
+edited, pull = [], small.alpha * small.steps
+for t, task in enumerate(tasks):  # t rounds lie behind
+    H, y, Q, Q_y = (part[0].clone() for part in task)
+    share = 0.5 / torch.bincount(Q_y)[Q_y]
+    W, b = (p - pull * q / max(t, 1) for p, q in zip(theta, c))
+    adam = Adam(H, torch.tensor([small.eta]))
+    for edit in range(small.edits + 1):
+        problem = Problem(H, y, Q, Q_y, W, b, share)
+        answer = hypergradient(problem, alpha=small.alpha, steps=small.steps)
+        if edit < small.edits:
+            norm = answer.gradient.norm()
+            adam.step(H, answer.gradient * small.clip / max(norm, small.clip))
+    g = gradient(Q, Q_y, share, answer.weight, answer.bias)
+    c = tuple(p + q for p, q in zip(c, g))
+    edited.append(H)
+
+# %% tags=["hide-input"]
+weight, bias = theta[0].clone(), theta[1].clone()
+step = torch.tensor([small.alpha])
+adam_W, adam_b = Adam(weight, step), Adam(bias[None], step)
+x, y = torch.cat(edited), torch.cat([task.support_y[0] for task in tasks])
+even = torch.full((len(x),), 1 / len(x))
+for _ in range(small.steps):
+    g = gradient(x, y, even, weight, bias)
+    adam_W.step(weight, g[0])
+    adam_b.step(bias[None], g[1][None])
+
+packaged = active_hsfm(tasks, *theta, small)
+torch.testing.assert_close(packaged.weight[0], weight, rtol=1e-4, atol=1e-5)
+torch.testing.assert_close(packaged.bias[0], bias, rtol=1e-4, atol=1e-5)
+print("one epoch by hand and by the package: the same")
+
+# %% [markdown]
+# Form (b) was to be the better one: CAML's rounds, with an adaptation that can do something. What does CAML's bias find to
+# do? Take the loss of each round's batch under several heads: $\theta_0$; the round's own head, trained on the support set
+# that was edited for it; the common head, trained on all edited support sets together; and that of form (a). One draw:
+
+
+# %% tags=["hide-input"]
+def batch_losses(tasks, W, b):
+    logits = [task.hard[0] @ W.T + b for task in tasks]
+    return [
+        F.cross_entropy(x, t.hard_y[0]).item() for x, t in zip(logits, tasks)
+    ]
+
+
+rounds = round_tasks(pool, bought[0][0], 16, seed=0)
+done = active_hsfm(rounds, *theta, settings)
+alone = active_hsfm(form_a(queried)[0], *theta, settings)
+by_head = {
+    "theta_0": batch_losses(rounds, *theta),
+    "(b), own head": done.loss[-1, :, 0].tolist(),
+    "(b), common head": batch_losses(rounds, done.weight[0], done.bias[0]),
+    "(a)": batch_losses(rounds, alone.weight[0], alone.bias[0]),
+}
+for name, losses in by_head.items():
+    print(f"{name:17s}", "  ".join(f"{loss:.2f}" for loss in losses))
+total = {name: sum(losses) for name, losses in by_head.items()}
+assert total["(b), own head"] < 0.4 * total["theta_0"]
+assert total["(b), common head"] > 1.5 * total["(b), own head"]
+assert total["(b), common head"] > total["(a)"]
+
+# %% [markdown]
+# Every round's own head fits its batch, so what a round *still asks for after adapting* is little. CAML lives on an
+# adaptation that is weak. And the common head does worse here than that of form (a): each support set was edited to teach
+# one batch by itself, and nobody edited their union. The stored runs, by budget:
+
+# %% tags=["hide-input"]
+import itertools
+
+for other, dataset in itertools.product(("HSFM (a)", unbiased), DATASETS):
+    text = [interval(gain(biased, dataset, b, other)) for b in BUDGETS]
+    print(f"{biased} − {other}, {dataset}:\n  ", ",\n   ".join(text))
+for budget in BUDGETS:
+    assert mean(biased, "dominoes", budget, "HSFM (a)") < 0
+for budget, sign in zip(BUDGETS, (1, 0, 0, -1, -1)):
+    ahead = gain(biased, "birdscapes", budget, "HSFM (a)")
+    assert (ahead["low"] > 0) - (ahead["high"] < 0) == sign
+
+# %% [markdown]
+# On Dominoes form (b) is behind (a) on average at every budget. On birdscapes it is far ahead with 100 labels, and far behind
+# with 800 and 1,600. We did not look for the reason. The bias does nothing on Dominoes; on birdscapes it never helps, and
+# with 100 and 200 labels (b) is *better without* it. The two were tuned apart, to different $\eta$, which may be why.
+#
+# ## Appendix: every row
+
+
+# %% tags=["hide-input"]
+def cells(name, dataset, budget):
+    method, asked, _ = ROWS[name]
+    mine = runs(dataset, method, budget, asked)
+    keys = "worst_group", "average"
+    wga, average = (mean_and_spread(mine, k)[0] for k in keys)
+    text = "" if name == "append" else interval(gain(name, dataset, budget))
+    return [f"{wga:.1f} / {average:.1f}", text]
+
+
+header = ["method", "also uses"]
+for dataset in ("Dominoes", "birdscapes"):
+    header += [f"{dataset}, WGA / average", "− append"]
+rows = [
+    [name, also, *(c for d in DATASETS for c in cells(name, d, BUDGET))]
+    for name, (_, _, also) in ROWS.items()
+]
+Markdown(f"{BUDGET} labels:\n\n{markdown(header, rows)}")
+
+# %% tags=["nbval-check-output", "hide-input"]
+for dataset in DATASETS:
+    print(f"{dataset}: {describe([r for r in own if r['dataset'] == dataset])}")
+
+# %% [markdown]
 # ## References
 #
 # - K. W. Chew, J. Wang, [Cumulative meta-learning from active learning queries for robustness to spurious
