@@ -486,9 +486,8 @@ shutil.rmtree(folder)
 # take turns, and the median of the seconds counts. Above 1 means that the other takes longer.
 
 # %% tags=["hide-input"]
-from IPython.display import Markdown
-
 from caml_core.runs.tables import markdown
+from IPython.display import Markdown
 
 FLOOR = "its gradients alone"  # what no way of making the step can go below
 peers, ahead, times = stored("peers"), [], {}
