@@ -316,9 +316,9 @@ assert "own queries" in last
 assert speedup[-1] < 0.5 * WORKERS[-1]
 
 # %% [markdown]
-# Two workers waste little. With many, the table waits for its longest chain, here a single run: CAML with queries of its
-# own. More machines cannot cut that; one could put other tables into the gaps. This was arithmetic on measured durations;
-# `python benchmarks/sweep.py` measures the thing itself on your cores.
+# Two workers waste little. With many, the table waits for its longest chain, here a single run: CAML (chapter
+# [07](07_caml.ipynb)) with queries of its own. More machines cannot cut that; one could put other tables into the gaps. This
+# was arithmetic on measured durations; `python benchmarks/sweep.py` measures the thing itself on your cores.
 #
 # ## What one run costs beside the run
 #

@@ -32,14 +32,6 @@ def require(condition: object, reason: str) -> None:
     pytest.skip(reason)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers a file stays with one of them, and all that looks at pages with the one that built them."""
-    for item in items:
-        pages = {"browser", "library"} & set(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group("pages" if pages else item.path.stem))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Tests never read or fill the user's cache; they share one of their own for the session."""
