@@ -31,6 +31,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import joblib
 import numpy as np
@@ -41,6 +42,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.meta_step import ALPHA, by_higher, by_torchopt, deep_copies
+from benchmarks.sweep import LIST
 from caml_core.acquisition import Pool, acquire
 from caml_core.data.images import packed
 from caml_core.features import extract_features
@@ -402,7 +404,7 @@ def encoder(small: bool) -> list[Line]:
 def pictures(small: bool) -> list[Line]:
     """JPEG files of photographs' size to uint8 pictures of 224 x 224, all of them once."""
     n = 24 if small else 2_000
-    folder = Path(tempfile.mkdtemp())
+    folder = Path(tempfile.mkdtemp(dir=cache_dir()))
     rng, files = np.random.default_rng(0), [folder / f"{i}.jpg" for i in range(n)]
     for i, file in enumerate(files):
         if i % 50 == 0:
@@ -455,22 +457,11 @@ def by_torchvision(file: Path) -> Tensor:
     return center_crop(resize(pixels, [256, 256], antialias=True), [224, 224])
 
 
-LIST = """
-dataset = "birdscapes"
-option = {{ size = 32, n_train = 1000, n_val = 200, n_test = 200 }}
-backbone = "small_cnn"
-method = "erm"
-epochs = {epochs}
-seed = {seeds}
-[[runs]]
-"""
-
-
 @line
 def sweeps(small: bool) -> list[Line]:
     """A list of runs on all cores, from the call to the last record."""
     n, epochs = (2, 1) if small else (16, 12)
-    folder = Path(tempfile.mkdtemp())
+    folder = Path(tempfile.mkdtemp(dir=cache_dir()))
     file, turns = folder / "list.toml", itertools.count()
     file.write_text(LIST.format(epochs=epochs, seeds=list(range(n))), encoding="utf-8")
     for run in expand(file):  # draws the pictures, once for all
@@ -562,15 +553,15 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := set(given.lines) - set(LINES):
         parser.error(f"no line {', '.join(sorted(unknown))}; there are {', '.join(LINES)}")
     torch.set_flush_denormal(True)
-    os.environ["CAML_CACHE"] = tempfile.mkdtemp()
     print("| work | ours | others | agreement |\n|:--|--:|:--|:--|")
     records = []
-    for name in given.lines or LINES:
-        for row in LINES[name](given.small):
-            records.append(measure(row, given.repeats))
-            print(in_markdown(records[-1]), flush=True)
-            if given.out:
-                write_records(given.out, records)
+    with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, CAML_CACHE=cache):
+        for name in given.lines or LINES:
+            for row in LINES[name](given.small):
+                records.append(measure(row, given.repeats))
+                print(in_markdown(records[-1]), flush=True)
+                if given.out:
+                    write_records(given.out, records)
     return 0
 
 
