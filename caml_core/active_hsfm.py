@@ -60,14 +60,19 @@ def round_tasks(
 
     Args:
         pool: features, x float (N, D).
-        sets: rows of the pool, none twice: D_0, then Q_1..Q_R.
+        sets: rows of the pool: D_0, then Q_1..Q_R; `CamlError` where one is empty, or a row is in two.
         support: n, support examples of each class, drawn at random; `CamlError` where there are fewer.
         one_hard_set: all queries as one hard set, in place of one a round.
     """
-    rounds = [sets[0], torch.cat(list(sets[1:]))] if one_hard_set else sets
+    sets = [torch.as_tensor(rows).long() for rows in sets]
+    bought = torch.cat([torch.arange(0), *sets])
+    if len(sets) < 2 or not all(map(len, sets)) or len(bought.unique()) < len(bought):
+        what = f"sets of {[len(rows) for rows in sets]} labels, {len(bought.unique())} different ones"
+        raise CamlError(what, "first labels and rounds, none empty, no label twice", "query first, and each row once")
+    rounds = [sets[0], torch.cat(sets[1:])] if one_hard_set else sets
     tasks = []
     for t in range(1, len(rounds)):
-        known, hard = pool.subset(torch.cat(list(rounds[:t]))), pool.subset(rounds[t])
+        known, hard = pool.subset(torch.cat(rounds[:t])), pool.subset(rounds[t])
         rows = draw_support(known, support, [stream_seed(seed, t)])
         tasks.append(Task(known.x[rows], known.y[rows], hard.x[None], hard.y[None]))
     return tasks

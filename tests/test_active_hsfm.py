@@ -178,6 +178,15 @@ def test_a_fair_batch_repairs_a_head_that_leans_on_the_shortcut() -> None:
 # --- what it refuses --------------------------------------------------------------------------------------------------
 
 
+TWICE = [SETS[0], torch.arange(39, 45)]
+
+
+@pytest.mark.parametrize("sets", [SETS[:1], [], [SETS[0], SETS[1], torch.arange(0)], TWICE])
+def test_refuses_rounds_without_queries_and_rows_bought_twice(sets: list[Tensor]) -> None:
+    with pytest.raises(CamlError, match="sets of"):
+        round_tasks(POOL, sets, 4, seed=0)
+
+
 def test_refuses_more_support_than_labels() -> None:
     with pytest.raises(CamlError, match="support"):
         round_tasks(POOL, SETS, 21, seed=0)

@@ -104,11 +104,7 @@ def picture(pixels: np.ndarray, *, title: str, rows: Sequence[str] = ()) -> go.F
 
 
 def still(name: str, *, title: str, labels: Sequence[str] = ()) -> go.Figure:
-    """The stored picture `stills/NAME.webp`, for readers without its data; labels as in `image_grid`.
-
-    Raises:
-        FileNotFoundError: no picture of this name comes with the package.
-    """
+    """The stored picture `stills/NAME.webp`, for readers without its data; labels as in `image_grid`."""
     with Image.open(Path(__file__).with_name("stills") / f"{name}.webp") as stored:
         return picture(np.asarray(stored.convert("RGBA")), title=title, rows=labels)
 
