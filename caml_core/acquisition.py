@@ -186,8 +186,7 @@ def acquire(name: str, pool: Pool, k: int, generator: torch.Generator) -> Tensor
         what = f"acquisition {name!r}, a batch of {k} from a pool of {len(pool.logits)}"
         expected = "one of " + ", ".join(known) + " (dial with a trail); at least 1 and at most the pool"
         raise CamlError(what, expected, "check the spelling; ask for fewer labels or fewer rounds (--query, --rounds)")
-    reads = (pool.logits,) if known[name] in FROM_LOGITS else (pool.logits, pool.features, pool.labelled)
-    if not all(map(all_finite, reads)):
+    if not all(map(all_finite, (pool.logits, pool.features, pool.labelled)[: 1 if known[name] in FROM_LOGITS else 3])):
         what = "the network's scores of the pool contain NaN or infinity"
         raise CamlError(what, "finite logits and features", "training has diverged: lower the learning rate")
     return known[name](pool, k, generator)

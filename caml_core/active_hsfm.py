@@ -67,10 +67,9 @@ def round_tasks(
     sets = [torch.as_tensor(rows).long() for rows in sets]
     bought = torch.cat([torch.arange(0), *sets])
     if len(sets) < 2 or not all(map(len, sets)) or len(bought.unique()) < len(bought):
-        what = f"sets of {[len(rows) for rows in sets]} labels, {len(bought.unique())} different ones"
+        what = f"sets of {[*map(len, sets)]} labels, {len(bought.unique())} different ones"
         raise CamlError(what, "first labels and rounds, none empty, no label twice", "query first, and each row once")
-    rounds = [sets[0], torch.cat(sets[1:])] if one_hard_set else sets
-    tasks = []
+    rounds, tasks = [sets[0], torch.cat(sets[1:])] if one_hard_set else sets, []
     for t in range(1, len(rounds)):
         known, hard = pool.subset(torch.cat(rounds[:t])), pool.subset(rounds[t])
         rows = draw_support(known, support, [stream_seed(seed, t)])
