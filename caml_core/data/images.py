@@ -5,7 +5,7 @@ the image, then the middle 224 x 224 (another size keeps the ratio). What will b
 
 The file is named by the content of the images, not by their names or times: archives give a changed image its old
 time back, and a copied folder gives an unchanged one a new time. So a changed image is never served stale, and a
-folder may move. Reading the encoded images to know that costs a thirtieth of decoding them.
+folder may move. To know that, the encoded images are read, which costs little beside decoding them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,18 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
+import torchvision
 from joblib import Parallel, delayed
 from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
+from torchvision.io import decode_image
+from torchvision.transforms.v2.functional import center_crop, resize
 from tqdm.auto import tqdm
 
 from caml_core import store
 from caml_core.errors import CamlError
+
+FAULTS = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, Image.DecompressionBombError)
 
 
 def packed(
@@ -48,7 +53,7 @@ def packed(
     """
     content = hashlib.sha256(b"".join(digests_of(files))).hexdigest()
     edge, shape = round(size * 256 / 224), (len(files), 3, size, size)
-    meta = json.dumps([content, shape, edge, upright, PIL.__version__])
+    meta = json.dumps([content, shape, edge, upright, PIL.__version__, torchvision.__version__])
     path = store.cache_dir() / "packed" / f"{hashlib.sha256(meta.encode()).hexdigest()[:32]}.npy"
     if path.exists():
         try:
@@ -100,11 +105,15 @@ def _decode(file: Path, size: int, edge: int, upright: bool) -> np.ndarray:
     """One image, uint8 (3, size, size): the middle of what would be `edge` pixels high and wide."""
     try:
         with Image.open(file) as image:
+            if image.format == "JPEG" and image.mode == "RGB" and not upright:
+                # In less than half of Pillow's time; of a thousand pixels some two are a grey level apart.
+                pixels = resize(decode_image(str(file), "RGB"), [edge, edge])
+                return np.ascontiguousarray(center_crop(pixels, [size, size]))
             rgb, first = to_rgb(image, upright), round((edge - size) / 2)
             left, top, right, bottom = (at * side / edge for at in (first, first + size) for side in rgb.size)
             small = rgb.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
             return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except FAULTS as error:
         what, expected = f"the image {file} cannot be used: {error}", "a whole image that Pillow reads, all bits in use"
         raise CamlError(what, expected, "convert it, or fetch it again") from error
 
