@@ -11,7 +11,7 @@ CORE = Path(__file__).parent.parent / "caml_core"
 OWN = 1_115  # lines at most of your own model: audit, ask, repair
 LONGEST = 300  # lines of a file
 COMPARATORS = ("comparators.py", "environments.py")  # counted apart: six methods beside those that the book teaches
-TOTAL, TOP = 7_770, 3_380  # lines at most: of all but field/, and of what lies in no room. The aim: 6,000 and 2,800
+TOTAL, TOP = 7_768, 3_380  # lines at most: of all but field/, and of what lies in no room. The aim: 6,000 and 2,800
 
 
 def lines() -> dict[str, int]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from datetime import datetime, timedelta
 from typing import Any
 
 from caml_core.runs.records import Record, mean_and_spread, result, stored
@@ -45,12 +44,12 @@ def mean_text(records: Sequence[Record], metric: str) -> str:
 
 
 def gain_text(records: Sequence[Record], baseline: Sequence[Record], metric: str) -> str:
-    """Difference paired over the seeds that both have, with its 95% interval and n, in points."""
+    """Difference paired over the seeds that both have, in points, its 95% interval (from three on) and n."""
     if {r["seed"] for r in records}.isdisjoint(r["seed"] for r in baseline):
         return NOT_RUN
     d = paired(records, baseline, metric)
-    interval = f" [{d['low']:+.1f}, {d['high']:+.1f}]" if d["n"] > 1 else ""
-    return f"{d['mean']:+.1f}{interval}, n = {d['n']}"
+    interval = f" [{d['low']:+.1f}, {d['high']:+.1f}]" if d["n"] > 2 else ""
+    return f"{d['mean']:+.1f}{interval}, n = {d['n']}".replace("-", "−")
 
 
 def scores(record: Record) -> str:
@@ -85,13 +84,6 @@ def hours(records: Sequence[Record]) -> dict[str, float]:
         kind = "CPU" if where["device"].startswith("cpu") else "GPU"
         found[kind] += where["wall_seconds"] / 3600 * (where.get("gpus") or 1)
     return found
-
-
-def runs_an_hour(records: Sequence[Record]) -> float:
-    """From the start of the first run of a sweep to the end of the last."""
-    times = [(datetime.fromisoformat(r["provenance"]["end"]), r["provenance"]["wall_seconds"]) for r in records]
-    start = min(end - timedelta(seconds=seconds) for end, seconds in times)
-    return 3600 * len(records) / (max(end for end, _ in times) - start).total_seconds()
 
 
 def names() -> list[str]:
