@@ -21,7 +21,8 @@ slides: $(STAMP)  ## for teachers: a deck for each session of the course, in _bu
 test: $(STAMP)  ## units, browser, then every notebook through nbval
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	$(BIN)/python -m pytest tests --durations=10
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope --durations=10 \
+	  --nbval-lax --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg notebooks
 	$(BIN)/python book/build.py --check
 
 quick: $(STAMP)  ## authors: make quick CHAPTER=01_shortcuts
