@@ -25,9 +25,9 @@ TIMES = {"loaded": "loaded in", "decode": "ten guided steps in", "frame": "two a
 
 def main() -> None:
     bundles.tools()
-    static = assets.assemble(ROOT / "_build" / "assets").site / "_static"
     print(f"{'explorable':20} {'kB alone':>9} {'ms':>6}")
     with tempfile.TemporaryDirectory() as work, open_chromium() as chromium:
+        static = assets.assemble(ROOT / "_build" / "assets", Path(work) / "site").site / "_static"
         browser = Browser(chromium)
         for name in bundles.names():
             file = Path(work) / f"{name}.html"

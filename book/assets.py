@@ -23,6 +23,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from caml_core import store
 from caml_core.errors import CamlError
 from caml_core.pictures.explore import BUNDLE, STILLS, WEIGHTS
 
@@ -51,9 +52,8 @@ class Assets:
         return config
 
 
-def assemble(folder: Path, lock: Path = LOCK) -> Assets:
-    """Fill ``folder/site``; downloaded packages stay in ``folder/packages`` and are checked each time."""
-    site = folder / "site"
+def assemble(kept: Path, site: Path, lock: Path = LOCK) -> Assets:
+    """Fill the folder ``site``, nobody else's; downloaded packages stay in ``kept``, and are checked each time."""
     shutil.rmtree(site, ignore_errors=True)
     vendor = site / "_static" / "vendor"
     vendor.mkdir(parents=True)
@@ -61,13 +61,13 @@ def assemble(folder: Path, lock: Path = LOCK) -> Assets:
     (vendor / "plotly.min.js").write_text(get_plotlyjs(), "utf-8")
     shutil.copy(BUNDLE, vendor.parent)
     shutil.copytree(STILLS, vendor.parent / "stills")
-    reason = fetch(lock, folder / "packages", site)
+    reason = fetch(lock, kept / "packages", site)
     engines = vendor.parent / "engines"
     engines.mkdir(exist_ok=True)
     for file in WEIGHTS.glob("*.page.safetensors"):
         shutil.copy(file, engines / file.name.removesuffix(".page.safetensors"))
     for file in list(engines.iterdir()):
-        carry(file, folder / "packed")
+        carry(file, kept / "packed")
     if reason:
         print(f"assets: {reason}; math and widgets of the pages will load from public copies (CDN)")
     return Assets(site.resolve(), offline=not reason)
@@ -97,7 +97,8 @@ def carry(file: Path, packed: Path) -> None:
     if not known.exists():
         packed.mkdir(parents=True, exist_ok=True)
         text = base64.b64encode(gzip.compress(data, mtime=0)).decode()
-        known.write_text(f"(globalThis.bookEngines ??= {{}})[{json.dumps(file.name)}] = {json.dumps(text)};\n", "utf-8")
+        script = f"(globalThis.bookEngines ??= {{}})[{json.dumps(file.name)}] = {json.dumps(text)};\n"
+        store.write_text(known, script)
     shutil.copy(known, file.with_name(f"{file.name}.js"))
     file.unlink()
 

@@ -67,8 +67,7 @@ def _run(options: argparse.Namespace, root: Path) -> int:
     if options.committed:
         notebooks = [chapter.with_suffix(".ipynb") for chapter in chapters]
     else:
-        notebooks = [execute.execute(root, chapter) for chapter in chapters]
-    if not options.committed:
+        notebooks = execute.execute_all(root, chapters)
         stills.add(notebooks)
     for notebook in notebooks:
         check_executed(notebook)
@@ -153,10 +152,11 @@ def build_html(root: Path, notebooks: Sequence[Path], html: Path) -> None:
             expected="a new or empty folder, or an earlier book",
             remedy="choose another folder with --html-dir",
         )
-    library = assets.assemble(root / "_build" / "assets")
     html.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=html.parent, prefix="stage-") as work:
-        stage = Path(work)
+        stage = Path(work) / "book"
+        stage.mkdir()
+        library = assets.assemble(root / "_build" / "assets", Path(work) / "assets")
         _fill_stage(root, stage, notebooks, library)
         print(f"making pages of {len(notebooks)} chapters and the text pages")
         command = [

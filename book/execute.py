@@ -8,6 +8,8 @@ import os
 import re
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -60,7 +62,25 @@ def execution_key(root: Path, source: Path) -> str:
     return digest.hexdigest()
 
 
-def execute(root: Path, source: Path) -> Path:
+def execute_all(root: Path, sources: Sequence[Path]) -> list[Path]:
+    """Run chapters, two at a time where they share no GPU, each with its share of the cores; a failure ends it."""
+    from caml_core.device import pick_device
+
+    cores = os.cpu_count() or 1
+    workers = min(2, cores, len(sources)) if pick_device().type == "cpu" else 1
+    threads = os.environ.get("OMP_NUM_THREADS") or str(cores // workers)
+    with ThreadPoolExecutor(workers) as pool:
+        runs = [pool.submit(execute, root, source, threads) for source in sources]
+        try:
+            for run in as_completed(runs):
+                run.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [run.result() for run in runs]
+
+
+def execute(root: Path, source: Path, threads: str) -> Path:
     """Run a chapter unless ``_build/executed`` holds the results of exactly this one; returns their path."""
     target = root / "_build" / "executed" / f"{source.stem}.ipynb"
     key = execution_key(root, source)
@@ -69,24 +89,25 @@ def execute(root: Path, source: Path) -> Path:
         return target
     notebook = convert(source)
     start = time.perf_counter()
-    _run(notebook, source)
+    _run(notebook, source, threads)
     seconds = time.perf_counter() - start
     notebook = neutral(notebook)
     notebook.metadata["book_build"] = {"key": key, "seconds": round(seconds, 1)}
-    notebook.metadata["book_run"] = how_it_was_run(seconds)
+    notebook.metadata["book_run"] = how_it_was_run(seconds, threads)
     save(notebook, target)
-    print(f"{source.stem}: run in {seconds:.0f} s")
+    tqdm.write(f"{source.stem}: run in {seconds:.0f} s")
     return target
 
 
-def how_it_was_run(seconds: float) -> dict[str, Any]:
+def how_it_was_run(seconds: float, threads: str) -> dict[str, Any]:
     """What the foot of a chapter's page tells of its run; nothing that names a machine or a folder."""
     from caml_core.device import pick_device
     from caml_core.runs.records import provenance
 
     found = provenance(pick_device(), seconds)
     return {
-        **{name: found[name] for name in ("commit", "date", "device")},
+        **{name: found[name] for name in ("commit", "date")},
+        "device": re.sub(r"\d+ threads", f"{threads} threads", found["device"]),
         "seconds": round(seconds),
         "profile": os.environ.get("CAML_PROFILE", "quick"),
         "data": _has_data(),
@@ -100,12 +121,13 @@ def _has_data() -> bool:
     return bool(data) and Path(data).expanduser().is_dir()
 
 
-def kernel_environment() -> dict[str, str]:
+def kernel_environment(threads: str) -> dict[str, str]:
     """The environment of a chapter, which runs in its own folder: paths that were given from here become absolute."""
     paths = {name: os.environ[name] for name in ("CAML_DATA", "CAML_CACHE") if os.environ.get(name)}
     absolute = {name: os.path.abspath(os.path.expanduser(path)) for name, path in paths.items()}
     # Pages have no kernel (see caml_core.pictures.live) and convert plotly's own data (see book.renderer).
-    return {**os.environ, **absolute, "CAML_STATIC": "1", "PLOTLY_RENDERER": "plotly_mimetype"}
+    shown = {"CAML_STATIC": "1", "PLOTLY_RENDERER": "plotly_mimetype"}
+    return {**os.environ, **absolute, **shown, "OMP_NUM_THREADS": threads}
 
 
 def convert(source: Path) -> NotebookNode:
@@ -180,11 +202,11 @@ def save(notebook: NotebookNode, target: Path) -> None:
         part.write_text(nbformat.writes(notebook).rstrip("\n") + "\n", "utf-8")
 
 
-def _run(notebook: NotebookNode, source: Path) -> None:
+def _run(notebook: NotebookNode, source: Path, threads: str) -> None:
     """Execute all cells in place, with a progress line."""
     code = [number for number, cell in enumerate(notebook.cells) if cell.cell_type == "code" and cell.source.strip()]
     current = 0
-    with tqdm(total=len(code), desc=source.stem, unit="cell") as bar:
+    with tqdm(total=len(code), desc=source.stem, unit="cell", leave=False) as bar:
 
         def starts(cell: NotebookNode, cell_index: int) -> None:
             nonlocal current
@@ -208,7 +230,7 @@ def _run(notebook: NotebookNode, source: Path) -> None:
             on_cell_complete=ends,
         )
         try:
-            client.execute(env=kernel_environment())
+            client.execute(env=kernel_environment(threads))
         except CellExecutionError as error:
             raise CamlError(
                 what=_failure(notebook, source, error),

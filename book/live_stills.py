@@ -34,9 +34,9 @@ _DRAWN = """() => {
 def main() -> None:
     from playwright.sync_api import sync_playwright
 
-    site = assets.assemble(ROOT / "_build" / "assets").site
     STILLS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as work, sync_playwright() as started:
+        site = assets.assemble(ROOT / "_build" / "assets", Path(work) / "site").site
         browser = started.chromium.launch(executable_path=stills.chromium(), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 760, "height": 900})
         for name in bundles.names():

@@ -12,6 +12,7 @@ import html
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,11 +84,10 @@ def write(
 def deck(session: Session, chapters: dict[str, NotebookNode], vendor: str, pages: str, offline: bool) -> str:
     """The page of one session; `chapters` are its executed notebooks, in order; the rest as for `write`."""
     names = {stem: f"{stem[:2]} {one.cells[0].source.splitlines()[0][2:]}" for stem, one in chapters.items()}
-    plan = "".join(f"<li>{_inline(name)}</li>" for name in names.values())
     title = f"Session {session.number}: {session.name}"
     ask = f'<p class="ask">{_inline(session.question)}</p>'
-    slides = [("title", f"<h1>{html.escape(title)}</h1>{ask}<ul>{plan}</ul>")]
-    figure = 0
+    slides = [("title", "")]
+    figure, plan = 0, ""
     for stem, notebook in chapters.items():
         for kind, heading, content in chapter(notebook, session.chapters[stem]):
             if isinstance(content, str):
@@ -103,6 +103,9 @@ def deck(session: Session, chapters: dict[str, NotebookNode], vendor: str, pages
             above = names[stem] if kind == "chapter" else heading
             foot = f'<p class="chapter"><a href="{address}">{_inline(names[stem])}</a></p>'
             slides.append((kind, f"<h2>{_inline(above)}</h2>{body}{foot}"))
+            if kind == "chapter":
+                plan += f'<li><a href="#{len(slides)}">{_inline(names[stem])}</a></li>'
+    slides[0] = ("title", f"<h1>{html.escape(title)}</h1>{ask}<ul>{plan}</ul>")
     slides.append(("title", f"<h2>To discuss</h2>{ask}"))
     sections = "\n".join(f'<section class="{kind}"><div>{body}</div></section>' for kind, body in slides)
     math = f"{vendor}/tex-svg.js" if offline else "https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-svg.js"
@@ -193,8 +196,10 @@ def _pages(pieces: Sequence[str], between: str) -> Iterator[str]:
 
 def main() -> int:
     """Decks of the committed notebooks in _build/slides, with the libraries that they need."""
-    library, folder = assets.assemble(ROOT / "_build" / "assets"), ROOT / "_build" / "slides"
-    shutil.copytree(library.site / "_static" / "vendor", folder / "vendor", dirs_exist_ok=True)
+    folder = ROOT / "_build" / "slides"
+    with tempfile.TemporaryDirectory() as work:
+        library = assets.assemble(ROOT / "_build" / "assets", Path(work))
+        shutil.copytree(library.site / "_static" / "vendor", folder / "vendor", dirs_exist_ok=True)
     notebooks = [source.with_suffix(".ipynb") for source in pairs.sources(ROOT)]
     course = (ROOT / "book" / "map.md").read_text("utf-8")
     for file in write(notebooks, folder, course, "vendor", "../html", library.offline):

@@ -21,8 +21,8 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def library() -> assets.Assets:
-    found = assets.assemble(ROOT / "_build" / "assets")
+def library(tmp_path_factory: pytest.TempPathFactory) -> assets.Assets:
+    found = assets.assemble(ROOT / "_build" / "assets", tmp_path_factory.mktemp("assets") / "site")
     require(found.offline, "npm or its registry is not available, so the pages are not made for offline use")
     return found
 

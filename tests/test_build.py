@@ -50,6 +50,21 @@ def test_unchanged_chapter_is_not_run_again(sample: Path, capsys: pytest.Capture
     assert "run in" in capsys.readouterr().out
 
 
+def test_chapters_run_side_by_side_and_one_that_fails_ends_it(
+    sample: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    fails, meets = (sample / "notebooks" / name for name in ("fails.py", "meets.py"))
+    fails.write_text("# %%\nassert False\n")
+    meets.write_text("# %%\nimport os, time\n\ntime.sleep(1)\nprint(os.environ['OMP_NUM_THREADS'])\n")
+    with pytest.raises(CamlError, match=r"fails\.py, line 2"):
+        execute.execute_all(sample, [fails, meets])
+    (done,) = execute.execute_all(sample, [meets])
+    assert "meets: unchanged, not run again" in capsys.readouterr().out, "what ran beside it is kept"
+    assert nbformat.read(done, as_version=4).cells[0].outputs[0].text == "2\n"
+
+
 def test_key_follows_profile_and_data(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = sample / "notebooks" / "sample.py"
     keys = {execute.execution_key(sample, source)}
@@ -349,14 +364,14 @@ def test_wrong_checksum_is_an_error_not_a_fallback(tmp_path: Path) -> None:
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages" / "tiny-1.0.0.tgz").write_bytes(b"something else")
     with pytest.raises(CamlError, match="wrong checksum"):
-        assets.assemble(tmp_path, _lock(tmp_path))
+        assets.assemble(tmp_path, tmp_path / "site", _lock(tmp_path))
 
 
 def test_without_npm_pages_use_public_copies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    library = assets.assemble(tmp_path, _lock(tmp_path))
+    library = assets.assemble(tmp_path, tmp_path / "site", _lock(tmp_path))
     assert not library.offline
     assert "mathjax_path" not in library.sphinx_config()
     assert (library.site / "_static" / "vendor" / "plotly.min.js").stat().st_size > 1_000_000
@@ -373,7 +388,7 @@ def test_unreachable_registry_is_the_same_as_no_npm(
     npm.write_text("#!/bin/sh\necho 'npm error code ENOTFOUND' >&2\nexit 1\n")
     npm.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert not assets.assemble(tmp_path, _lock(tmp_path)).offline
+    assert not assets.assemble(tmp_path, tmp_path / "site", _lock(tmp_path)).offline
     assert "npm could not fetch tiny@1.0.0 (npm error code ENOTFOUND)" in capsys.readouterr().out
     assert not list((tmp_path / "packages").iterdir())
 

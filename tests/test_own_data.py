@@ -625,10 +625,10 @@ def test_a_chapter_sees_the_folders_that_the_builder_saw(tmp_path: Path, monkeyp
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("CAML_DATA", "datasets")
     monkeypatch.setenv("CAML_CACHE", "~/cache")
-    seen = kernel_environment()
+    seen = kernel_environment("1")
     assert (seen["CAML_DATA"], seen["CAML_CACHE"]) == (f"{tmp_path}/datasets", f"{tmp_path}/cache")
     monkeypatch.delenv("CAML_DATA")
-    assert "CAML_DATA" not in kernel_environment()
+    assert "CAML_DATA" not in kernel_environment("1")
 
 
 FULL = """

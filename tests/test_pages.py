@@ -170,7 +170,7 @@ def test_chapters_know_that_no_kernel_stands_behind_the_page(tmp_path: Path) -> 
     source = tmp_path / "a.py"
     source.write_text("# %%\nimport os\n\nprint(os.environ['CAML_STATIC'])\n")
     notebook = execute.convert(source)
-    execute._run(notebook, source)
+    execute._run(notebook, source, "1")
     assert notebook.cells[0].outputs[0].text == "1\n"
 
 

@@ -126,6 +126,7 @@ def test_a_deck_needs_all_chapters_of_its_session(tmp_path: Path) -> None:
     (file,) = slides.write([tmp_path / "00_one.ipynb"], tmp_path / "out", TABLE, "vendor", "../html")
     text = file.read_text("utf-8")
     assert text.count("<section") == 9
+    assert '<li><a href="#2">00 One: a start</a></li>' in text
     assert "y_{&lt;t}" in text
     assert 'href="../html/notebooks/02_last_layer.html"' in text
     assert "It falls" in text
@@ -170,6 +171,9 @@ def test_decks_in_a_browser(browser: Browser, library: assets.Assets, tmp_path: 
                 f"{key} does not lead to slide {number}",
                 number,
             )
+        page.locator(".title li a").first.click()
+        assert visit.holds("() => location.hash == '#2'", "the plan does not lead to its first chapter")
+        page.keyboard.press("Home")
         page.get_by_role("button", name="Next slide").click()
         assert page.locator("nav span").text_content().startswith("2 / ")
         assert visit.faults == [], name
