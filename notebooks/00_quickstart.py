@@ -336,9 +336,9 @@ assert changed > 0.5, "both directions follow the background"
 #
 # <details><summary>Solution 3</summary>
 #
-# To that at 0.95. Change the call to `load("birdscapes", rho=0.9, n_train=2000, seed=0)`; [chapter 01](01_shortcuts.ipynb)
-# trains the same network at this strength, too, and lets you slide between strengths. The minority needs far more than
-# a few objections.
+# To that at 0.95. Change the call to `load("birdscapes", rho=0.9, n_train=2000, seed=0)`; [chapter
+# 01](01_shortcuts.ipynb) trains the same network at this strength, too, and lets you slide between strengths. One
+# network scatters, so change the call to `load` and see: how far do a few objections go?
 #
 # </details>
 #

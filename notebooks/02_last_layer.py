@@ -163,7 +163,7 @@ assert before["majority"]["value"] > 95
 assert before["worst_group"]["value"] < 35
 
 # %% [markdown]
-# A backbone that has never met the correlation, and a classifier that is wrong about most waterbirds on land. So a last
+# A backbone that has never seen our pictures, and a classifier that is wrong about most waterbirds on land. So a last
 # layer alone can take a shortcut. But is there anything better that it *could* have done?
 #
 # ## Probes: what can be read out
@@ -251,7 +251,7 @@ assert 40 < seen["features, shuffled labels"] < 60
 # %% [markdown]
 # Pixels give away the background at once, and of the bird nearly nothing. The kind of bird is hidden in the pixels; the
 # network has worked it out and laid it where a straight cut finds it. So the answer, for this network, is: **it knows
-# the bird, and the head does not use what it knows.**
+# the bird, and the head makes too little use of what it knows.**
 #
 # ## What the head does instead
 #
@@ -649,7 +649,7 @@ from caml_core.pictures.figures import curves_with_band
 figure = curves_with_band(
     SIZES,
     {name: np.array(rows) for name, rows in curves.items()},
-    title="Eight balanced examples already beat all the training pictures",
+    title="On average, eight balanced examples beat all the training pictures",
     x_title="examples that the head is trained on",
     y_title="WGA on the test set (%)",
     colours={"balanced groups": "#009E73", "as in training": CHANCE},
@@ -723,11 +723,12 @@ if not FULL:
     assert read["bird", "balanced set"] > inside["bird"] + 12
 
 # %% [markdown]
-# In this network no probe that we tried recovers the bird. Its training stopped looking once the background explained the
-# labels, and no last layer can use what is not there. Such a network needs other pictures or more of them, not another
-# head: see chapters [04](04_active_queries.ipynb) to [09](09_caml_tables.ipynb). Whether a backbone
-# trained on biased data keeps the core feature depends on how long and on what it was trained. On the benchmarks of
-# DFR's paper it does, in part because those networks start from ImageNet. **So probe before you repair.**
+# In this network our linear probe of the last layer hardly finds the bird. Presumably training had little left to look
+# for once the background explained the labels, and no last layer can use what is not there. Such a network needs other
+# pictures or more of them, not another head: see chapters [04](04_active_queries.ipynb) to [09](09_caml_tables.ipynb).
+# Whether a backbone trained on biased data keeps the core feature depends on how long and on what it was trained. On
+# the benchmarks of DFR's paper it does, in part because those networks start from ImageNet. **So probe before you
+# repair.**
 #
 # ## The catch
 #
@@ -749,7 +750,8 @@ if not FULL:
 #   farther, and effect is weight times distance.
 # - Retraining the last layer on balanced data (DFR) repairs most of the worst group. The price is some fifteen points
 #   on the majority. Eight balanced examples beat, in the mean over draws, the whole biased training set.
-# - In a small network trained on the biased pictures alone no probe recovers the bird. DFR would be of no use there.
+# - In one small network, trained briefly on the biased pictures alone, the same probe does not recover the bird. DFR
+#   would be of no use there.
 #
 # **Turn these knobs.** `rho` (does the ERM head's background effect grow?), `C` (does a stronger penalty make the
 # shortcut better or worse?), the layer that is probed, and `epochs` of the network from scratch.
@@ -804,8 +806,8 @@ if not FULL:
 #
 # <details><summary>Solution 1</summary>
 #
-# The worst group gains, but a probe still reads the background from what is left, and so does the head: $v$ is only the
-# *best* direction for it among many. Repeating the step with the next probe's direction is called iterative null-space
+# The worst group gains, but a probe still reads the background from what is left, and so does the head: $v$ is only one
+# direction for it among many. Repeating the step with the next probe's direction is called iterative null-space
 # projection.
 #
 # </details>

@@ -207,8 +207,9 @@ assert min(by["spuco_animals"][:2]) > 0.8 > 0.02 > by["spuco_animals"][2]
 # - **CelebA, CivilComments**: all three splits are alike. The average hardly notices a small minority; look at the worst
 #   group.
 # - **SpuCoAnimals**: validation looks like training, so the best epoch by its average may be the one that uses the
-#   shortcut best, and only the test split tells. CAML (cumulative active meta-learning, chapter [07](07_caml.ipynb))
-#   balances validation; the loader does so with `protocol="caml"`.
+#   shortcut best, and its average will not tell; its minority groups do, roughly, with 25 pictures each. CAML
+#   (cumulative active meta-learning, chapter [07](07_caml.ipynb)) balances validation; the loader does so with
+#   `protocol="caml"`.
 #
 # ## Traps
 #
@@ -233,7 +234,7 @@ for name in [*terns, *others]:
 # ### Averages: over which groups?
 #
 # The test split of Waterbirds has half of each kind of bird on water. Some papers report the plain average over it,
-# others weigh the groups as in *training*: with the accuracy $c_g$ of a group and its share $w_g$, $\sum_g w_g c_g$.
+# others weight the groups as in *training*: with the accuracy $c_g$ of a group and its share $w_g$, $\sum_g w_g c_g$.
 # Take the rule "waterbird if on water", which is right on the two majority groups and wrong on the others:
 
 # %%
@@ -421,7 +422,7 @@ else:
 #
 # <details><summary>Nothing yet</summary>
 #
-# Yes. The 95% interval of such an accuracy is some thirty points wide.
+# Yes. The 95% interval of such an accuracy is twenty to thirty-five points wide.
 #
 # </details>
 #
@@ -455,8 +456,8 @@ for split, n in celeba.PUBLISHED.items():
 #
 # </details>
 #
-# **Exercise 3: no correlation.** Word counting, split by judgement, is wrong on most minorities. What would it score if
-# $\rho$ were one half?
+# **Exercise 3: no correlation.** Split by judgement, word counting is wrong on most of the minority. What would it
+# score if $\rho$ were one half?
 #
 # <details><summary>Solution 3</summary>
 #

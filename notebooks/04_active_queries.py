@@ -741,7 +741,7 @@ for _, said in notes:
 figure = curves_with_band(
     [epoch for epoch, _ in notes],
     {name: [values] for name, values in curves.items()},
-    title="Doubts are worth most once the majority is known",
+    title="In this network doubts were worth most late in training",
     x_title="epoch of training on the first labels",
     y_title="share of pictures (%)",
     colours=dict(zip(curves, (MINORITY, MAJORITY))),
@@ -750,8 +750,8 @@ mark_pool(figure)
 
 # %% [markdown]
 # This is one network. At first it is unsure about everything, so its doubts point nowhere. Then its accuracy swings
-# from note to note, as steps are still large, and the worth of its doubts swings with it. Once it is sure of the majority, what is left over is
-# the minority.
+# from note to note, as steps are still large, and the worth of its doubts swings, too, though not always the same way.
+# Once it is sure of the majority, what is left over is the minority.
 
 # %%
 worth = curves["minority in the batch"]
@@ -790,7 +790,7 @@ names = [
 figure = go.Figure(go.Bar(x=names, y=list(stages.values())))
 figure.update_traces(marker_color=MINORITY)
 figure.update_layout(
-    title="Least confidence finds the minority only while it is misread",
+    title="Least confidence finds the minority while colours are read",
     xaxis={"title": "the network that asks", "tickangle": 0},
     yaxis={"title": "minority in a batch (%)", "range": [0, 104]},
 )
@@ -828,8 +828,9 @@ explore("ask_yourself", "Buy labels: is uncertain the same as hard?")
 # ## What we saw
 #
 # - An acquisition function turns what a network says about a pool into a batch of questions.
-# - A network with a shortcut is wrong on the minority, *and less sure*: uncertainty finds several times the pool's
-#   share without knowing any group.
+# - Here the network with the shortcut is wrong on the minority, *and less sure*: uncertainty finds several times the
+#   pool's share without knowing any group. (Some networks of chapters [08](08_interactions.ipynb) and
+#   [09](09_caml_tables.ipynb) find little.)
 # - Distance finds the minority for another reason, BADGE gives up some of it for variety, and typicality does no better
 #   than chance.
 # - In rounds, the labels asked for teach the minority more than as many random ones: in one run, which proves nothing
@@ -918,7 +919,8 @@ assert share > 2 * POOL_SHARE
 #
 # In a network that reads colours, minority accuracy is at chance or below. The rule then prefers an epoch that is
 # unsettled, which is right on *more* of the minority because it is wrong on more of the majority. Its doubts are those
-# of an early network, and their batches are often poorer. A rule is a choice: say which one you used.
+# of an early network, and their batches can be poorer; we keep no record of it. A rule is a choice: say which one you
+# used.
 #
 # </details>
 #

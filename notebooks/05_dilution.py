@@ -418,7 +418,7 @@ alt = "Accuracy over epochs on the start set, on queried and on fresh minority p
 three_lines(
     run,
     notes,
-    "Queried pictures are learned by heart; most fresh ones still fail",
+    "Queried pictures are answered far better than fresh ones",
 ).update_layout(meta={"alt": alt})
 
 
@@ -443,7 +443,7 @@ assert by_heart["asked minority"] > by_heart["fresh minority"] + 10
 # %% [markdown]
 # The gap between the two minority lines is what memorisation looks like: the network was taught these pictures, and
 # learned *them*. Some of the digit is learned on the way, as the dotted line rises, but less than the solid line
-# claims. (This is one training.) What is known by heart has no loss left and nothing more to teach. (The lines jump
+# claims. (This is one training.) What is known by heart has little loss left and little more to teach. (The lines jump
 # because accuracy is measured with BatchNorm's running averages, which lag behind the weights; the gap is larger than
 # the jumps.)
 #
@@ -562,7 +562,7 @@ assert means["upweight"]["share of the gradient"] > 45
 #   they are what is not fitted. They are not drowned; in good part they are memorised.
 # - Queried minority pictures were answered far better than fresh ones.
 # - In as many epochs, the same labels with more weight taught more (one pair of trainings). Weight is the first thing
-#   to control for; it is not the cure, and longer training does as well (exercise 2).
+#   to control for; it is not the cure, and longer training did as well in our one trial (exercise 2).
 #
 # What should a query teach, if not itself? That depends on what the network would have done without it. The [next
 # chapter](06_meta_gradients.ipynb) asks for the gradient *after* a step, and chapter [07](07_caml.ipynb) builds CAML
@@ -600,13 +600,13 @@ assert means["upweight"]["share of the gradient"] > 45
 #
 # <details><summary>They were memorised</summary>
 #
-# Yes. The network learned these pictures, not what they have in common.
+# Yes, in good part. The network learned these pictures more than what they have in common.
 #
 # </details>
 #
 # <details><summary>The fresh ones are harder</summary>
 #
-# Perhaps a little. But the gap is far larger than such a choice explains.
+# No. The queried ones were chosen because the network doubted them; if anything, the fresh ones are easier.
 #
 # </details>
 #

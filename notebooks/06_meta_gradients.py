@@ -128,7 +128,7 @@ LINES_Q = level_lines(L_Q, MINORITY, "loss on Q")
 plane(
     LINES_D,
     LINES_Q,
-    title="D fixes the sum of the weights, Q says which",
+    title="D fixes the sum of the weights, Q says how to share it",
     alt="Level lines: a slanted valley for D, round bowls for Q above it.",
 )
 
@@ -238,7 +238,7 @@ after = adapted(theta, ALPHA)
 asked, through = first_order(theta, ALPHA), exact(theta, ALPHA)
 figure = plane(
     LINES_D,
-    title="After D's step, Q stops pulling across the valley",
+    title="Only the exact meta-gradient stops pulling across the valley",
     alt="Arrows from one place: D's step goes down its valley wall; plain and "
     "first-order point up and across the valley, exact along it.",
 )
@@ -666,7 +666,8 @@ assert torch.equal(plain, g_Q)
 # - First order keeps one half of the bonus. It is right up to $O(\alpha)$, but so is plain up-weighting; where $D$ was
 #   steeper than $Q$, it ended with more conflict than plain, not with less.
 # - CAML's accumulated bias adds products between the rounds: agreement with earlier queries is rewarded, contradiction
-#   is not. On this toy it moved the end less than the choice between first order and exact.
+#   is not (in the exact form; the first order keeps half of that gradient). On this toy it moved the end less than the
+#   choice between first order and exact.
 #
 # Turn these knobs and watch: `ALPHA` (beyond which value does the exact field overshoot the valley?), the `curvature`
 # of `L_Q` (make $Q$ the steeper one and look at the conflict of the first-order path), `start` in `labelled` (how loud

@@ -157,10 +157,10 @@ assert torch.allclose(upweight, (g(theta, "Q1") + g(theta, "Q2")) / 2)
 assert packaged.norm() < mldg.norm()
 
 # %% [markdown]
-# All three point to the queries. They differ in what counts as *given already*. Up-weighting asks what the queries
-# want now; MLDG, what they will still want after the labels have had their say; CAML, what they will still want after
-# the labels **and the earlier queries** have. A wish that earlier rounds already fulfil is not paid twice. (The toy
-# shows in what the steps differ, not which of them is best.)
+# All three pull upwards, where the queries are. They differ in what counts as *given already*. Up-weighting asks what
+# the queries want now; MLDG, what they will still want after the labels have had their say; CAML, what they will still
+# want after the labels **and the earlier queries** have. A wish that earlier rounds already fulfil is not paid twice.
+# (The toy shows in what the steps differ, not which of them is best.)
 
 # %% tags=["hide-input"]
 import plotly.graph_objects as go
@@ -338,7 +338,7 @@ from caml_core.pictures.figures import interval_rows
 
 figure = interval_rows(
     {"caml": differences}, x_title="difference (points), 95% interval",
-    title="Equal steps: CAML wins. Equal compute: append does",
+    title="Beside append: ahead at equal steps, behind at equal compute",
 )  # fmt: skip
 figure.update_layout(
     meta={"alt": "Differences of minority accuracy with intervals: far right of "
@@ -371,10 +371,12 @@ for name in ("caml exact − caml", "caml − upweight, equal compute"):
 #   eleven times the epochs overtakes it, and against up-weighting with as many gradients the interval includes zero.
 #   In this regime append has not converged after its epochs, and the weight on the queries is a way to get there
 #   sooner.
-# - *Balanced* is an oracle that draws its batches by group. It says how much there is to gain.
+# - *Balanced* is an oracle that draws its batches by group. It is a reference, not a ceiling: append that trains longer
+#   gets as far.
 #
-# Chapter [09](09_caml_tables.ipynb) asks where this holds. Chapter [08](08_interactions.ipynb) explains why CAML and
-# up-weighting are so close: at a small $\alpha$ they are nearly the same step.
+# Chapter [09](09_caml_tables.ipynb) asks where this holds. Chapter [08](08_interactions.ipynb) compares the steps: at
+# the published $\alpha$ those of CAML and up-weighting are nearly the same. At the 0.1 used here they are not, so that
+# cannot be why the accuracies are close.
 #
 # ## What we saw
 #

@@ -405,10 +405,10 @@ for name in places:
     assert labels > 0.35 * gap
 
 # %% [markdown]
-# For random rows with the labels of the queries, a good part of the agreement is gone already. So much of it is a
-# matter of lopsided classes: a round about 5s and a round about 7s pull the shared weights in different directions.
-# The interaction terms do not find an agreement that is there. They ask training to *make* one. Whether they are
-# heard depends on their size.
+# For random rows with the labels of the queries, most of the agreement is gone already (one draw of each kind). So much
+# of it is a matter of lopsided classes: a round about 5s and a round about 7s pull the shared weights in different
+# directions. The interaction terms do not find an agreement that is there. They ask training to *make* one. Whether
+# they are heard depends on their size.
 #
 # ## How large are they?
 #
@@ -664,7 +664,7 @@ assert moved[-1].norm() < moved[1].norm()
 #
 # - To first order, CAML is up-weighting, plus the adaptation term of independent tasks, plus interaction terms that
 #   couple every two rounds. With them the expansion is complete: its error has slope 2, without them slope 1.
-# - These queries found no more minority than the pool holds: what is said of queries here is about lopsided batches
+# - These queries found hardly more minority than the pool holds: what is said of queries here is about lopsided batches
 #   of majority pictures. They hardly agreed with each other, much less than random batches, in good part because each
 #   is about a few classes. The interaction terms ask training to change that.
 # - At the published $\alpha$ these terms are tiny, and CAML's step is nearly the up-weighted one. They become
@@ -743,7 +743,9 @@ torch.testing.assert_close(summed, interaction.sum())
 # <details><summary>Solution 2</summary>
 #
 # The product is $\cos \cdot \lVert g_s \rVert \cdot \lVert g_t \rVert$. It grows when the gradients turn towards each
-# other, but also when two that agree already become longer. After training the gradients of the queries are longer.
+# other, but also when two that agree already become longer. After training the gradients of the queries are longer, and
+# that is what the table shows. Here they mostly disagree (the sum in exercise 1 is negative), so the interaction is
+# worse, not better.
 #
 # </details>
 

@@ -697,15 +697,16 @@ assert steep > flat + 0.2
 # order to forget. The minimum is another place. There some long points come to rest *on* the border, $\alpha T \lambda$
 # is large, and the implicit way goes astray far more often than where its minimum is flat.
 #
-# Does it matter for what HSFM is after? In the ablation of chapter [12](12_hsfm_tables.ipynb), on other features, all
-# ways end within a point of the same worst-group accuracy. A method that works does not prove its gradient right.
+# Does it matter for what HSFM is after? In the ablation of chapter [12](12_hsfm_tables.ipynb), on other features, first
+# order, the implicit way and KFAC end within a point of the exact gradient's worst-group accuracy; truncation was not
+# run. A method that works does not prove its gradient right.
 #
 # ## Which one?
 #
 # For a linear head: **the adjoint**. It is exact in every regime, while HSFM's edits walk from one into another. For a
 # deep inner network there is no Gram matrix: unroll a few steps, or truncate if you know the spectrum. If the inner
-# training converges, after thousands of steps, the implicit way needs none of them. First order is for small steps: look
-# at $\alpha T \lambda$, *after* training, too.
+# training converges, after thousands of steps, the implicit way needs none of them. First order is for runs along which
+# $\alpha T \lambda$ stays small; before trusting the implicit way, look at $\alpha T \lambda$ at its minimum, too.
 #
 # ## What we saw
 #
@@ -759,7 +760,7 @@ assert steep > flat + 0.2
 #
 # <details><summary>All alike</summary>
 #
-# No. The loss depends on $\alpha\lambda$ and the number of steps kept.
+# No. How much is lost depends on $\alpha\lambda$ and on the number of steps kept.
 #
 # </details>
 #
@@ -784,7 +785,7 @@ print(f"by hand {(in_head * turn).sum():.8f}, measured {rise:.8f}")
 assert abs((in_head * turn).sum() - rise) < 1e-6
 
 # %% [markdown]
-# **Exercise 2: the worst strain.** Where exact and implicit differ most, what is $\alpha T \lambda$, and by how much?
+# **Exercise 2: the worst strain.** At which $\alpha T \lambda$ do exact and implicit differ most, and by what factor?
 # Use the factors for many small steps, where $(1 - \alpha\lambda)^T$ becomes $e^{-\alpha T \lambda}$.
 
 # %% tags=["hide-cell", "solution"]

@@ -381,7 +381,7 @@ print(f"{hits} of the {len(nearest)} nearest are in '{test.group_names[2]}'")
 assert hits > 17
 
 # %% [markdown]
-# It finds the minority of every chapter before this one, by name.
+# It finds, by name, one of the two minority groups of our scenes.
 #
 # ## Is "background" a direction?
 #
@@ -511,8 +511,8 @@ figure.update_layout(
 )
 
 # %% [markdown]
-# The clouds are small: within a group, hardly anything along these axes is left over. The few dots between two clouds
-# are scenes of whose bird the model is not sure. And along *these* axes texts lie where their pictures lie. Along
+# The clouds are small: within a group, hardly anything along these axes is left over. For the few dots between two
+# clouds the model is probably not sure of the bird. And along *these* axes texts lie where their pictures lie. Along
 # others they do not: all texts are on one side of the sphere, all pictures on the other, with a *modality gap* between
 # them (Liang et al., [arXiv 2203.02053](https://arxiv.org/abs/2203.02053)).
 
@@ -620,7 +620,7 @@ figure = go.Figure(
     ]
 )
 figure.update_layout(
-    title="Of what no caption names, hardly more is left than the words imply",
+    title="Of two things that no caption names a probe finds little more",
     xaxis={"title": "asked for"},
     yaxis={"title": "R² (1: exact)", "range": [0, 1.04]},
     meta={"alt": "R² of two probes for three named and two unnamed things"},
@@ -640,9 +640,9 @@ assert r2["embedding"]["bird's place"] < 0.4
 # finds hardly a trace. The picture shows both plainly; the loss never asked for them, and the network did not keep
 # them where a linear probe could find them.
 #
-# For this book that is good and bad. *Good*: in this embedding we know what each direction means. *Bad*: it is cleaner
-# than life. Large CLIP models have read captions about everything; we have not measured whether "background" is one
-# direction in any of them.
+# For this book that is good and bad. *Good*: in this embedding we know what the directions of bird, background, facing
+# and size mean. *Bad*: it is cleaner than life. Large CLIP models have read captions about everything; we have not
+# measured whether "background" is one direction in any of them.
 #
 # > **One word to change.** `load_clip("ViT-B-32", "openai")` returns the same four things for OpenAI's model (it
 # > downloads some 350 MB the first time). All cells that use `clip` run with it, on our scenes or on your own
@@ -744,14 +744,16 @@ for name in ("background", "bird"):
     assert 0.5 < cosine < 0.9
 
 # %% [markdown]
-# **Exercise 3: a shortcut for words.** Train the fresh model on scenes with `rho=0.95` in place of 0.5, for 160 steps.
-# What does it call a waterbird on land, and why does the contrastive loss not help?
+# **Exercise 3: a word that nothing fixes.** Train the fresh model on scenes with `rho=0.95` in place of 0.5, for 300
+# steps. What does it call a waterbird on land, and a landbird on land? The captions still say "waterbird" and "water".
 #
 # <details><summary>Solution 3</summary>
 #
-# A landbird. It reads the background under the name of the bird, since in nearly all pairs of a batch the background
-# explains that word: a shortcut is a shortcut for every loss that looks at the same data. With $\rho = 0.5$ and as many
-# steps the word "waterbird" means nothing yet, which is the better ignorance.
+# This takes a minute, and the chapter does not run it. On the one seed that we tried, both birds of a background were
+# called alike, so the word had become one for the background; and on land it was mostly "waterbird". A caption gives
+# its words together. Where "waterbird" nearly always comes with "water", the loss asks that their *sum* be right, and
+# hardly anything says how much of it each word carries, or with which sign. Read the sign as an accident of the seed,
+# and try others. With $\rho = 0.5$ the words vary one without the other, and each has to find its own meaning.
 #
 # </details>
 #

@@ -148,8 +148,8 @@ assert torch.allclose(rest * x_t + signal * v, noise, atol=1e-5)
 #
 # $$v = v_0 + w\,(v_c - v_0),$$
 #
-# with $w = 1$ for no exaggeration. Let us ask once at each time, and draw the clean picture $\hat x$ that the answer
-# implies.
+# with $w = 1$ for no exaggeration. Let us ask once at each time, without any, and draw the clean picture $\hat x$ that
+# the answer implies.
 
 # %%
 from caml_core.pictures.tiny_unclip import condition
@@ -174,7 +174,7 @@ def velocity(x_t, t, embeds, w=W):
 
 
 told = e[:1].expand(len(TIMES), -1)
-guess = signal * x_t - rest * velocity(x_t, TIMES, told)
+guess = signal * x_t - rest * velocity(x_t, TIMES, told, w=1)
 
 # %% tags=["hide-input"]
 figure = image_grid(
@@ -575,18 +575,19 @@ assert echoes["their captions"] > echoes["random"] + 0.2
 # says how often that goes wrong, even for embeddings of real scenes. An edit that changes the bird in a decoded picture
 # may be the decoder's slip; chapter 15 therefore counts slips without any edit, too.
 #
-# > **One word to change.** `load_unclip("sd-unclip")` loads Stable Diffusion unCLIP (a GPU, and some five gigabytes to
-# > download), and `embed` and `decode` work as here, on photographs. The cells that look inside (`velocity` and the
-# > loop) know only the tiny one.
+# > **One word to change.** `load_unclip("sd-unclip")` loads Stable Diffusion unCLIP (a GPU, and some four gigabytes to
+# > download; chapter [15](15_seeing_edits.ipynb) says where from, and what else has to change), and `embed` and
+# > `decode` work as here, on photographs. The cells that look inside (`velocity` and the loop) know only the tiny one.
 #
 # ## What we saw
 #
-# - A diffusion model predicts a velocity; from it follow the clean picture and the noise, by one formula each.
+# - Our diffusion model predicts a velocity; from it follow the clean picture and the noise, by one formula each.
 # - Decoding is twenty small steps from noise towards a guess that becomes sharp on the way.
 # - The embedding says what is in the scene, the noise how it is arranged. Comparisons hold the noise still.
 # - Moving an embedding along a text direction turns land into water, rather suddenly, and leaves colours alone.
 # - Backgrounds come back nearly always, birds less often, and decoded scenes can be told from real ones.
-# - A decoder draws something for any vector. The echo tells which of its pictures mean anything.
+# - A decoder draws something for any vector. A low echo is a warning. A high one says only that CLIP reads back what
+#   was asked for; it did not notice broken birds.
 #
 # ## Turn these knobs
 #
@@ -606,7 +607,7 @@ assert echoes["their captions"] > echoes["random"] + 0.2
 #
 # <details><summary>The noise</summary>
 #
-# Yes. It decides how a scene is arranged; another draw changes the whole picture.
+# Yes. It decides how a scene is arranged; another draw arranges it anew.
 #
 # </details>
 #
@@ -626,7 +627,7 @@ assert echoes["their captions"] > echoes["random"] + 0.2
 #
 # <details><summary>Only if the picture, embedded again, comes back near it</summary>
 #
-# Yes. That is the echo.
+# Needed, and not enough. That is the echo; it is CLIP's own reading, so ask another judge, too.
 #
 # </details>
 #
@@ -673,9 +674,10 @@ for w in (0, 1):
 #
 # <details><summary>Solution 3</summary>
 #
-# Along the great circle the coordinate changes evenly, so a jump between its decoded pictures is the decoder's. With
-# blended pictures the encoder jumps, too: one step is about the whole change. It was trained on scenes that are one or
-# the other.
+# Along the great circle the coordinate changes evenly, so a jump that you *see* between its decoded pictures is the
+# decoder's. (The reading "water" cannot show it: with two values it must flip in one step, and it is the encoder's.)
+# With blended pictures the encoder jumps, too: one step is about the whole change. It was trained on scenes that are
+# one or the other.
 #
 # </details>
 

@@ -96,8 +96,8 @@ assert len(runs) == 2 * 3
 
 # %% [markdown]
 # `queries-from` says that two methods are compared on *the same* labels: *append* asks, and the others buy what it
-# bought (chapter [07](07_caml.ipynb)). So they wait for it. There is no other order. The whole list is read before
-# anything is run, so that a misspelt setting costs a second and not a night:
+# bought (chapter [07](07_caml.ipynb)). So they wait for it; apart from that, runs may be made in any order. The whole
+# list is read before anything is run, so that a misspelt setting costs a second and not a night:
 
 # %%
 from caml_core.errors import CamlError
@@ -147,8 +147,9 @@ print("to be made again:", ", ".join(again))
 assert again == ["caml-0", "caml-1"]
 
 # %% [markdown]
-# For data of your own the content counts, not the path. *Not* in the identity are the device and the version of PyTorch,
-# which change the last digits of a number. The record names them, and the reader can judge.
+# For data of your own the content counts, not the path. *Not* in the identity are the device and the version of
+# PyTorch, which change the last digits of a number, and more where training amplifies them (chapter
+# [15](15_seeing_edits.ipynb)). The record names them, and the reader can judge.
 #
 # ## Kill it
 #
@@ -460,9 +461,10 @@ print(
 assert sum(seconds_each.values()) < 0.5
 
 # %% [markdown]
-# Even beside runs of one second it is the smaller part. So ask who pays. Loading and writing are done by the workers, side by side. The list
-# and the tasks are paid by the driver alone. And all records go into one folder: two million files (a record and a log
-# each) are slow to list on most filesystems, and a quota on files may end it sooner. From this, not from a test, our plan:
+# A million runs of one second are 278 hours; beside these, all four together are the smaller part. So ask who pays.
+# Loading and writing are done by the workers, side by side. The list and the tasks are paid by the driver alone. And
+# all records go into one folder: two million files (a record and a log each) are slow to list on most filesystems, and
+# a quota on files may end it sooner. From this, not from a test, our plan:
 #
 # 1. **Files.** One folder a table, merged into one file when it is done, as the sweep does with `--out`. Further on, one
 #    file a bundle of runs.
@@ -482,8 +484,8 @@ shutil.rmtree(folder)
 # ## Beside what one would pick instead
 #
 # Many runs are no excuse for slow ones. `python -m benchmarks.peers` sets what the package does beside maintained
-# packages, the loops that authors publish and plain scripts. Both sides first show that they give the same; then they
-# take turns, and the median of the seconds counts. Above 1 means that the other takes longer.
+# packages, the loops that authors publish and plain scripts. Both sides first show how far they give the same; then
+# they take turns, and the median of the seconds counts. Above 1 means that the other takes longer.
 
 # %% tags=["hide-input"]
 from caml_core.runs.tables import markdown
@@ -525,10 +527,10 @@ assert set(ahead) == {FLOOR, "DataLoader, 2 workers, decode_jpeg"}
 # %% [markdown]
 # One way is ahead by more than one part in twenty: torchvision's `decode_jpeg`, in the first pass over photographs; the
 # later passes read what the first one stored. On many lines the difference is small: uncertainty scores are as fast in
-# any library. Where it is large, the reason is an algorithm. HSFM's derivative is worked out once (chapter
+# scikit-activeml. Where it is large, the reason is an algorithm. HSFM's derivative is worked out once (chapter
 # [11](11_hypergradients.ipynb)) in place of being recorded; ONNX Runtime fuses the layers of a network that no longer
-# trains; k-centre greedy and BADGE need one product of a matrix and a vector a step. CAML's step costs what its
-# gradients cost, and a little more: there is nothing to be won except fewer of them.
+# trains; k-centre greedy and BADGE need one product of a matrix and a vector a step. CAML's step costs about a quarter
+# more than its gradients alone; beyond that quarter only fewer gradients could win anything.
 
 # %% [markdown]
 # ## What we saw
@@ -539,8 +541,8 @@ assert set(ahead) == {FLOOR, "DataLoader, 2 workers, decode_jpeg"}
 # - By the durations of a stored table, two workers would be nearly twice as fast; many wait for the longest chain.
 # - For hundreds of runs the overhead is nothing. For a million, one folder and one driver are what we would watch first,
 #   and short runs make both worse.
-# - Beside maintained packages and authors' loops a step of a run is as fast, or faster by its algorithm; decoding
-#   photographs for the first time is not.
+# - Beside maintained packages, authors' loops and, for HSFM, a plain script of our own, a step of a run is as fast, or
+#   faster by its algorithm; decoding photographs for the first time is not.
 #
 # Turn these knobs: kill the sweep in its first run, or twice. Leave out `--address serial`. Raise the revision of
 # `birdscapes` in place of that of `caml`.
@@ -628,7 +630,8 @@ assert made[0] < made[1]
 #
 # <details><summary>Solution 3</summary>
 #
-# At most $r s / W$ with $s = 5$ and $W = 1000$; a task of $k$ seeds lasts $k$ times as long, so $k \ge W / (r s)$.
+# At most $\min(1, r s / W)$ with $s = 5$ and $W = 1000$; a task of $k$ seeds lasts $k$ times as long, so $k \ge \max(1,
+# W / (r s))$: one seed is enough at a rate above 200 tasks a second.
 #
 # </details>
 

@@ -226,8 +226,8 @@ figure.update_yaxes(title="weight (%)")
 # %% [markdown]
 # ## Align: every sensor towards the teacher
 #
-# A sensor that will work alone has a weak sensor's features, but in training it may look at the teacher's. PTA adds to
-# the task's loss a distance between each sensor's features and the teacher's,
+# A weak sensor that must later work alone will have only its own features; in training it may look at the teacher's.
+# PTA adds to the task's loss a distance between each sensor's features and the teacher's,
 #
 # $$L_{\text{task}} + \frac{\lambda}{|P|} \sum_{m \in P} \tfrac{1}{32} \lVert \bar z_m - \mathrm{stop}(\bar t) \rVert^2 ,$$
 #
@@ -412,7 +412,8 @@ table(["C bad", "points"], rows)
 #   than B trained alone from the start, and the purified teacher does not help it more than the unpurified one.
 # - **Diffusion cost points here.** Our version trains the head on the denoised features and tests it on raw ones; that,
 #   or the few pictures that the denoiser learns from, may be why. We did not separate them.
-# - **An oracle that trusts A only is worse** than weights from the held-out set: B is weak, not useless.
+# - **Trusting A only is worse** than weights from the held-out set: B is weak, not useless. Who knows that C is wrong
+#   leaves it out and weighs A and B alike, and is as good as the learned weights (both in the record).
 #
 # ## Was the rest of the gradient missed?
 #
@@ -482,7 +483,8 @@ table(
 #
 # - A sensor learned by heart looked perfect in training; a hundred held-out examples turned it down.
 # - The gain was in the sets where the bad sensor used to drown a weak one, and it vanished without contamination.
-# - Alignment helped modestly; it did not lift the weak sensor above one trained alone. Diffusion cost points.
+# - Alignment helped modestly (B only with learned weights); it did not lift the weak sensor above one trained alone.
+#   Our version of diffusion, tested on features that its head had not been trained on, cost points.
 # - The gradient at a fixed head was enough. A held-out set that did not show the fault was not.
 #
 # ## Two quick questions

@@ -192,7 +192,8 @@ assert by_lab[1][2] > by_five[2] + 2
 assert by_five[1] > by_five[2] + 8  # known pixels were lit
 
 # %% [markdown]
-# - The plain cosine is lost in the light. ACE with five pixels does far better, but *lit* pixels find lit ones best.
+# - The plain cosine is lost in the light. ACE with five pixels does far better, and finds lit pixels better than shaded
+#   ones.
 # - The laboratory's spectrum is poor as it is, and the best of all in logarithms. Physics has done the alignment.
 #
 # ACE on logarithms with the laboratory's spectrum is our rival. The groups are those of chapter
@@ -209,7 +210,8 @@ assert by_five[1] > by_five[2] + 8  # known pixels were lit
 # \quad (C_{0n} = \sqrt{1/L}),$$
 #
 # with a gate $\gamma$ that starts at 0. The scan goes from low to high frequencies with a memory $h$ whose step
-# $\Delta$ and gates $w$, $r$ *read the input* (Gu and Dao, 2023):
+# $\Delta$ and gates $w$, $r$ *read the input* (Gu and Dao, 2023); $u_k$ is row $k$ of $CT$, and $\lambda$, $s$, $W$ and
+# $b$ are learned ($s$ and $b$ are not those of above):
 #
 # $$h_k = e^{-\Delta_k \lambda}\, h_{k-1} + \Delta_k\, w_k\, u_k, \qquad \text{out}_k = W (r_k \cdot h_k + s\, u_k) + b .$$
 
@@ -450,7 +452,7 @@ assert mean[3] > mean[2] + 8  # the tokens have not
 
 # %% [markdown]
 # Whether whitening matters, three seeds cannot tell. The probe is clearer. The target is in the pixels, and it is still
-# in the *tokens* that the adapter reads. The mean over tokens, which is the embedding, has lost most of it: the body
+# in the *tokens* that the adapter reads. The mean over tokens, which is the embedding, has lost much of it: the body
 # was trained to name the *main* material of a pixel, and for that the rest may go. An adapter could bring it back into
 # the mean. Five labels, a few steps and our meta-training did not teach it to. Chapter [02](02_last_layer.ipynb) found
 # the core feature unused and refitted a head; here, too, it is there, one average too early.
@@ -538,13 +540,14 @@ table(["AUC(Pf, Pd), %", "all", "worst group", "worst scene"], rows)
 #
 # ## What we saw
 #
-# - Light was the shortcut: five lit pixels found lit ones best, and the laboratory's spectrum was poor as it came.
+# - Every method found lit pixels better than shaded ones, whether it had seen lit pixels or none; how much of that is
+#   the choice of known pixels was not separated. The laboratory's spectrum was poor as it came.
 # - In logarithms the same formula with the same spectrum did best of all. The alignment was physics, not learning.
 # - A frozen body with a small adapter stayed far behind; its DCT and its scan made no difference that we could see.
-# - Its tokens held what the target says, their mean did not, and the adapter did not learn to bring it back. Every
-#   weight from a meta-learned start did better.
-# - Five bought labels did a little more than guessed ones, and CAML no more than append or up-weighting, as far as
-#   three seeds can tell.
+# - The target could be read from its tokens nearly as well as from the pixels, from their mean much less, and the
+#   adapter did not learn to bring it back. Every weight from a meta-learned start did better.
+# - Five bought labels were ahead of guessed ones, and appended not seen to beat doing nothing; CAML did no more than
+#   append or up-weighting, as far as three seeds can tell.
 #
 # ## Two quick questions
 #
@@ -556,7 +559,7 @@ table(["AUC(Pf, Pd), %", "all", "worst group", "worst scene"], rows)
 #
 # </details>
 #
-# <details><summary>Air becomes a sum that the scene's mean removes</summary>
+# <details><summary>Air becomes a term that is added to every pixel, and the scene's mean removes it</summary>
 #
 # Yes. The factor is common to all pixels, so it is in the mean.
 #
@@ -613,7 +616,7 @@ for k in (1, 5, 15):
     area = areas(scores)
     print(f"{k} pixels: shade {area[2]:.1f}%")
     assert area[2] < best[2]
-# Not with 15 of the 20: lit pixels do not tell what the shade looks like.
+# Not with 15 of the 20 tried.
 
 # %% [markdown]
 # ## References
