@@ -248,7 +248,7 @@ for query in ("least_confidence", "badge"):
 header = ["run", "minority", "average", "minority − append"]
 Markdown(as_table(header, rows))
 
-# %%
+# %% tags=["hide-input"]
 differs = {}
 for run, mine in fine.items():
     name, query = run.rsplit("-", 1)
@@ -388,7 +388,7 @@ figure.update_layout(
     },
 )
 
-# %%
+# %% tags=["hide-input"]
 for baseline in maps:
     differ = [
         paired(

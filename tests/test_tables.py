@@ -54,8 +54,8 @@ def test_summary_has_a_row_for_every_run_and_says_what_was_not_run() -> None:
 def test_a_gain_is_paired_over_the_seeds_that_both_have() -> None:
     ours = [record("a", seed, 10.0 * seed - 3) for seed in (0, 1, 2, 3)]
     other = [record("b", seed, 10.0 * seed) for seed in (1, 2, 3, 7)]
-    assert published.gain_text(ours, other, "worst_group") == "−3.0 [−3.0, −3.0], n = 3"
-    assert published.gain_text(ours, other[1:], "worst_group") == "−3.0, n = 2", "two seeds have no interval"
+    assert published.gain_text(ours, other, "worst_group") == "−3.0 [−3.0, −3.0], n\u00a0=\u00a03"
+    assert published.gain_text(ours, other[1:], "worst_group") == "−3.0, n\u00a0=\u00a02", "two seeds have no interval"
     assert published.gain_text(ours, other[3:], "worst_group") == "not run"
 
 

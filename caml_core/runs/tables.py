@@ -49,7 +49,7 @@ def gain_text(records: Sequence[Record], baseline: Sequence[Record], metric: str
         return NOT_RUN
     d = paired(records, baseline, metric)
     interval = f" [{d['low']:+.1f}, {d['high']:+.1f}]" if d["n"] > 2 else ""
-    return f"{d['mean']:+.1f}{interval}, n = {d['n']}".replace("-", "−")
+    return f"{d['mean']:+.1f}{interval}, n\u00a0=\u00a0{d['n']}".replace("-", "−")
 
 
 def scores(record: Record) -> str:
