@@ -400,7 +400,7 @@ else:
 #
 # </details>
 #
-# <details><summary>It chooses the epoch that uses the shortcut best</summary>
+# <details><summary>It may choose the epoch that uses the shortcut best</summary>
 #
 # Yes. One has to look at groups, or at a split without the correlation.
 #

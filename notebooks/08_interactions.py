@@ -386,7 +386,7 @@ for name, colour in zip(places, ("#A9B4C0", "#3b4048")):
     figure.add_bar(x=list(kinds), y=values, name=name, marker_color=colour)
 figure.update_traces(texttemplate="%{y:.2f}", textposition="outside")
 figure.update_layout(
-    title="Random batches agree, queries do not",
+    title="In this run random batches agree, queries do not",
     meta={
         "alt": "Mean cosine between gradients of two rounds: near zero for the "
         "queries, higher for random batches with their labels, highest for "

@@ -184,8 +184,8 @@ figure.update_layout(
 )
 
 # %% [markdown]
-# Differences are a good judge and a hopeless method: two training runs for each number, and the published problems have
-# 32 support points of 2,048 features.
+# Differences are a good judge and a hopeless method: two training runs for each number, and the smaller published
+# problems have 32 support points of 2,048 features.
 #
 # ## First way: unroll, and let autograd do it
 #
@@ -716,7 +716,7 @@ assert steep > flat + 0.2
 # - Truncation forgets flat directions, first order overrates steep ones. Both point as exact does while
 #   $\alpha T \lambda$ is small.
 # - The implicit way differentiates another problem, a minimum. Its factor is off by a third at most while the loss is
-#   quadratic; else the direction can be lost.
+#   quadratic and $\alpha\lambda$ stays well below 2; else the direction can be lost.
 # - In HSFM's own run the implicit way lost the direction in many states, truncation in some, first order in few.
 #
 # **Turn these knobs.** `largest` of `truncation`; `width` of `hsfm_problem` (how does the spectrum change with more

@@ -349,8 +349,8 @@ for n in (4, 16, 64):
 #   point elsewhere.
 # - **The optimiser need not be Adam.** Plain steps end level, but with $\eta$ four orders of magnitude larger. *sgd, eta
 #   200* is too short a step.
-# - **Room to move counts**: enough inner steps, hard examples and edits. With four support examples of each class some
-#   seeds do not move at all, so the interval is wide.
+# - **Room to move counts**: enough inner steps and hard examples, and perhaps edits. With four support examples of each
+#   class some seeds do not move at all, so the interval is wide.
 #
 # ## How many validation labels?
 #
@@ -462,8 +462,8 @@ assert gain("resnet", "neurontune") > 8
 #   (on the birds: these with scaled steps). Other settings close more than half of the gap on the birds.
 # - No single detail of the protocol moves the mean by a point. float32 and float64 choose different epochs on most
 #   seeds; one seed says little.
-# - On Dominoes neither a hard hard set, nor an exact derivative, nor Adam is needed. A fair validation set is what DFR,
-#   HSFM, SELF and EVaLS share.
+# - On frozen ImageNet features of Dominoes neither a hard hard set, nor an exact derivative, nor Adam was needed. A
+#   fair validation set is what DFR, HSFM, SELF and EVaLS share.
 # - With few validation labels HSFM leads DFR in the average; in the worst group only one interval of four excludes zero.
 # - HSFM, SELF and EVaLS can choose without a group label. Inferred groups can cost all that was won.
 # - Not run: DDB, a ResNet-50, and the paper's three other datasets.

@@ -278,8 +278,8 @@ assert abs(last["facing"] - 50) < 20  # no caption named it
 
 # %% [markdown]
 # Chapter [01](01_shortcuts.ipynb) again: what fills the picture is learned in a few steps, and the shape of a small
-# bird has to wait. But here the background cannot stand in for the bird, and the loss keeps asking for it. Facing and
-# size stay at chance: no caption names them.
+# bird has to wait. But here the background cannot stand in for the bird, and the loss keeps asking for it. No caption
+# names facing and size, so there is nothing to learn them from.
 #
 # ## The model that comes with the book
 #
@@ -636,9 +636,9 @@ assert abs(r2["embedding"]["brightness"] - r2["attributes"]["brightness"]) < 0.2
 assert r2["embedding"]["bird's place"] < 0.4
 
 # %% [markdown]
-# Of the brightness the embedding knows what follows from the attributes, no more. Of the bird's place a linear probe
-# finds hardly a trace. The picture shows both plainly; the loss never asked for them, and the network did not keep
-# them where a linear probe could find them.
+# Of the brightness a linear probe finds in the embedding what follows from the attributes, no more. Of the bird's place
+# a linear probe finds hardly a trace. The picture shows both plainly; the loss never asked for them, and the network
+# did not keep them where a linear probe could find them.
 #
 # For this book that is good and bad. *Good*: in this embedding we know what the directions of bird, background, facing
 # and size mean. *Bad*: it is cleaner than life. Large CLIP models have read captions about everything; we have not

@@ -16,6 +16,7 @@ import pytest
 import torch
 from browsing import Browser, Visit
 from live_pages import page_of, recomputation
+from sample_book import ROOT
 from torch import Tensor
 from tour import violations
 
@@ -200,9 +201,7 @@ def test_a_hand_waits_for_nothing(hand: Open, name: str) -> None:
 
 
 @each
-def test_the_same_module_is_a_widget(
-    hand: Open, name: str, monkeypatch: pytest.MonkeyPatch, library: assets.Assets, tmp_path: Path
-) -> None:
+def test_the_same_module_is_a_widget(hand: Open, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Python sets the state and reads what the reader's hand has made of it; it gives weights when it is asked."""
     monkeypatch.delenv("CAML_STATIC", raising=False)
     widget = explore(name, "A caption")
@@ -214,7 +213,7 @@ def test_the_same_module_is_a_widget(
     widget._handle_custom_msg({"ask": "weights"}, [])
     page.evaluate(RENDER, [widget._esm, {}, base64.b64encode(b"".join(sent)).decode()])
     if name in NETWORKS:
-        with public_copy(page, library, tmp_path):
+        with public_copy(page, tmp_path):
             page.locator(".ask button").click()
             page.wait_for_function(LOADED)
     assert bool(sent) == (name in NETWORKS)
@@ -233,11 +232,11 @@ def test_the_same_module_is_a_widget(
 
 
 @contextmanager
-def public_copy(page: Any, library: assets.Assets, folder: Path) -> Iterator[None]:
+def public_copy(page: Any, folder: Path) -> Iterator[None]:
     """The runtime's public copy, as the page would find it with a network."""
     runtime = next(package for package in assets.locked() if package["name"] == "onnxruntime-web")
     members = {Path(member).name: member for member in runtime["files"].values()}
-    packages = library.site.parent / "packages"
+    packages = ROOT / "_build" / "assets" / "packages"
     assets.extract(packages / f"onnxruntime-web-{runtime['version']}.tgz", members, folder)
     public = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{runtime['version']}/dist/"
 
