@@ -53,8 +53,7 @@ class Assets:
 
 
 def assemble(kept: Path, site: Path, lock: Path = LOCK) -> Assets:
-    """Fill the folder ``site``, nobody else's; downloaded packages stay in ``kept``, and are checked each time."""
-    shutil.rmtree(site, ignore_errors=True)
+    """Fill the new folder ``site``; downloaded packages stay in ``kept``, and are checked each time."""
     vendor = site / "_static" / "vendor"
     vendor.mkdir(parents=True)
     (vendor / "vendor.js").write_text(_VENDOR_JS, "utf-8")
@@ -95,7 +94,6 @@ def carry(file: Path, packed: Path) -> None:
     data = file.read_bytes()
     known = packed / f"{file.name}-{hashlib.sha256(data).hexdigest()[:16]}.js"
     if not known.exists():
-        packed.mkdir(parents=True, exist_ok=True)
         text = base64.b64encode(gzip.compress(data, mtime=0)).decode()
         script = f"(globalThis.bookEngines ??= {{}})[{json.dumps(file.name)}] = {json.dumps(text)};\n"
         store.write_text(known, script)

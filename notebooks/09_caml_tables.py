@@ -340,17 +340,12 @@ def cell(method, rho=0.95, start=600, acquisition="least_confidence",
 
 
 def gain(baseline, **at):
-    """Mean gain of CAML over a baseline, on common seeds; None if not run."""
-    caml = {
-        r["seed"]: r["metrics"]["minority"]["value"] for r in cell("caml", **at)
-    }
-    at.pop("alpha", None)
-    base = {
-        r["seed"]: r["metrics"]["minority"]["value"]
-        for r in cell(baseline, **at)
-    }
-    both = caml.keys() & base.keys()
-    return sum(caml[s] - base[s] for s in both) / len(both) if both else None
+    """Gain of CAML over a baseline, paired by seed: mean, low, high and n."""
+    return paired(cell("caml", **at), cell(baseline, **at), "minority")
+
+
+def signed(points):
+    return f"{points:+.1f}".replace("-", "−")
 
 
 # %% tags=["hide-input"]
@@ -365,9 +360,10 @@ figure = make_subplots(
 )  # fmt: skip
 maps = {}
 for row, baseline in ((1, "append"), (2, "upweight")):
-    z = [[gain(baseline, rho=r, start=s) for s in START] for r in RHO]
-    maps[baseline] = [points for line in z for points in line]
-    text = [[f"{v:+.1f}".replace("-", "−") for v in line] for line in z]
+    found = [[gain(baseline, rho=r, start=s) for s in START] for r in RHO]
+    maps[baseline] = [d for line in found for d in line]
+    z = [[d["mean"] for d in line] for line in found]
+    text = [[signed(points) for points in line] for line in z]
     figure.add_heatmap(
         z=z, x=[str(s) for s in START], y=[str(r) for r in RHO], text=text,
         texttemplate="%{text}", coloraxis="coloraxis", row=row, col=1,
@@ -390,14 +386,7 @@ figure.update_layout(
 )
 
 # %% tags=["hide-input"]
-for baseline in maps:
-    differ = [
-        paired(
-            *(cell(m, rho=r, start=s) for m in ("caml", baseline)), "minority"
-        )
-        for r in RHO
-        for s in START
-    ]
+for baseline, differ in maps.items():
     above = sum(d["low"] > 0 for d in differ)
     below = sum(d["high"] < 0 for d in differ)
     assert (above, below) == {"append": (6, 0), "upweight": (1, 0)}[baseline]
@@ -406,9 +395,12 @@ for baseline in maps:
         f"caml − {baseline}: 95% interval above zero in {above} of 9 cells, "
         f"below in {below}; {seeds} seeds a cell"
     )
-assert min(maps["append"]) > 0
-assert min(maps["upweight"]) < 0 < max(maps["upweight"])
-assert max(map(abs, maps["upweight"])) < max(maps["append"]) / 2
+over_append, over_upweight = (
+    [d["mean"] for d in maps[baseline]] for baseline in ("append", "upweight")
+)
+assert min(over_append) > 0
+assert min(over_upweight) < 0 < max(over_upweight)
+assert max(map(abs, over_upweight)) < max(over_append) / 2
 
 # %% [markdown]
 # In minority accuracy, points, the mean of three seeds a cell. The gain over *append* is above zero for sure in six
@@ -431,7 +423,7 @@ def minority_found(alpha=None, **at):
         for record in cell("append", **at)
         for r in record["rounds"][1:]
     ]
-    return sum(batches) / len(batches) if batches else None
+    return sum(batches) / len(batches)
 
 
 # %%
@@ -440,8 +432,7 @@ rows += ["|:--|--:|--:|--:|--:|"]
 for key, values in lines.items():
     for value in values:
         at = {key: value}
-        points = [gain(b, **at) for b in ("append", "upweight")]
-        text = [f"{p:+.1f}".replace("-", "−") for p in points]
+        text = [signed(gain(b, **at)["mean"]) for b in ("append", "upweight")]
         text += [f"{minority_found(**at):.0f}", str(len(cell("caml", **at)))]
         rows.append(f"| {key} = {value} | {' | '.join(text)} |")
 Markdown("\n".join(rows))
@@ -467,11 +458,11 @@ import plotly.graph_objects as go
 
 figure, points = go.Figure(), {}
 for baseline in ("append", "upweight"):
-    found = [
-        (minority_found(**at), gain(baseline, **at)) for at in cells.values()
+    points[baseline] = [
+        (minority_found(**at), gain(baseline, **at)["mean"])
+        for at in cells.values()
     ]
-    found = points[baseline] = [pair for pair in found if None not in pair]
-    x, y = zip(*found)
+    x, y = zip(*points[baseline])
     figure.add_scatter(
         x=x, y=y, mode="markers", name=f"caml − {baseline}",
         marker={"color": METHOD_COLOURS[baseline], "size": 10},
